@@ -1,0 +1,42 @@
+# Each target sets up what it needs, in .venv: no root, no manual step.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.train
+	$(BIN)/pyssl-fast train simclr --data mnist5k --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest tests
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests -m triton_interpreter
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+lint: $(VENV)/.lint $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.train: $(BIN)/pip $(SOURCES)
+	$(BIN)/pip install --quiet -e ".[train]"
+	touch $@
+
+$(VENV)/.test: $(BIN)/pip $(SOURCES)
+	$(BIN)/pip install --quiet -e ".[train,bench,test]"
+	touch $@
+
+$(VENV)/.lint: $(BIN)/pip pyproject.toml
+	$(BIN)/pip install --quiet --group lint
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info pyssl_fast/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,59 @@
+// One vector type, vf, of kLanes floats, written with the compiler's vector extension: the same text for every
+// instruction set. No intrinsics here.
+#pragma once
+
+#include <cstring>
+
+#include "isa.h"
+
+namespace pyssl::PYSSL_ISA {
+
+typedef float vf __attribute__((vector_size(4 * kLanes)));
+typedef int32_t vi __attribute__((vector_size(4 * kLanes)));
+
+static inline vf load(const float* p) {
+  vf x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+static inline void store(float* p, vf x) { __builtin_memcpy(p, &x, sizeof x); }
+static inline vf set(float x) { return x - vf{}; }
+
+// The larger of each lane. A NaN in x stays (it compares false); one in `running` would be lost, so callers that must
+// show it carry it in a sum beside the maximum.
+static inline vf max(vf running, vf x) { return running > x ? running : x; }
+
+static inline float hsum(vf x) {
+  float sum = 0;
+  for (int l = 0; l < kLanes; ++l) sum += x[l];
+  return sum;
+}
+static inline float hmax(vf x) {
+  float m = x[0];
+  for (int l = 1; l < kLanes; ++l) m = m > x[l] ? m : x[l];
+  return m;
+}
+
+// 2^t for t ≤ 127, to 0.7 ulp: 0 below −126 (no subnormal is ever made), exactly 1 at 0, NaN for NaN, 0 for −inf.
+// Round to the nearest integer n by adding 1.5·2²³, whose low bits then hold n; 2^(t−n) by a minimax polynomial of
+// degree 6 (relative error 2e-9 on [−½, ½]); 2^n by its exponent bits. Multiplying, not adding exponents, keeps NaN.
+static inline vf exp2(vf t) {
+  const vf round = set(12582912.f);
+  const vf shifted = t + round;
+  const vf r = t - (shifted - round);
+  vf p = set(0x1.41fbbcp-13f);
+  p = p * r + set(0x1.5f3e52p-10f);
+  p = p * r + set(0x1.3b2d4cp-7f);
+  p = p * r + set(0x1.c6aee8p-5f);
+  p = p * r + set(0x1.ebfbdcp-3f);
+  p = p * r + set(0x1.62e430p-1f);
+  p = p * r + set(1.f);
+  vi exponent;
+  __builtin_memcpy(&exponent, &shifted, sizeof exponent);
+  exponent = (exponent + 127) << 23;
+  vf power;
+  __builtin_memcpy(&power, &exponent, sizeof power);
+  return t < set(-126.f) ? vf{} : p * power;
+}
+
+}  // namespace pyssl::PYSSL_ISA

@@ -1,0 +1,111 @@
+"""Which kernels run: one table for every op."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # float64 runs the twin
+
+
+def _checked(name: str, where: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{where} must be one of {', '.join(BACKENDS)}; got {name!r}")
+    return name
+
+
+# Process-wide, not per thread: backward of GPU ops runs on another thread, and torch.compile guards on a plain global.
+_selected = _checked(os.environ.get("PYSSL_FAST_BACKEND", "auto") or "auto", "PYSSL_FAST_BACKEND")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the block on one backend, for the whole process.
+
+    Args:
+        name: "auto" (by device), "reference" (plain PyTorch), "cpu" (C++), "triton" or "cuda".
+
+    Raises:
+        ValueError: name is none of these. A backend that cannot run raises at the first op, saying why.
+    """
+    global _selected
+    before, _selected = _selected, _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _selected = before
+
+
+def selected() -> str:
+    """The backend asked for: `use_backend`'s, else PYSSL_FAST_BACKEND's, else "auto"."""
+    return _selected
+
+
+@functools.cache
+def why_not(name: str, family: str, device: str) -> str | None:
+    """Why backend `name` cannot run `family` on tensors of `device` ("cpu", "cuda", …); None when it can."""
+    if importlib.util.find_spec(f"pyssl_fast.kernels.{name}") is None or (
+        importlib.util.find_spec(f"pyssl_fast.kernels.{name}.{family}") is None
+    ):
+        return f"there are no {name} kernels for the {family} family"
+    if name == "cpu":
+        if device != "cpu":
+            return f"the tensors are on {device}"
+        if importlib.util.find_spec("pyssl_fast._cpu") is None:
+            return "the extension pyssl_fast._cpu is not built (reinstall with a C++17 compiler at hand)"
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            return "the tensors are on the CPU (TRITON_INTERPRET=1, set before the start, interprets the kernels there)"
+        if device not in ("cpu", "cuda"):
+            return f"the tensors are on {device}"
+    return None
+
+
+_AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+# Filled at import, so that traced code only reads a dictionary.
+_RUNNABLE = {
+    (name, family, device): why_not(name, family, device)
+    for name in BACKENDS[1:]
+    for family in ("similarity",)
+    for device in ("cpu", "cuda")
+}
+
+
+def choose(family: str, x: Tensor) -> str:
+    """The backend that runs `family` on x.
+
+    Raises:
+        RuntimeError: a backend was asked for that cannot run on this tensor.
+    """
+    device = x.device.type
+    if _selected == "auto":
+        if x.dtype in _KERNEL_DTYPES:
+            for name in _AUTO.get(device, ()):
+                if _RUNNABLE[name, family, device] is None:
+                    return name
+        return "reference"
+    reason = _RUNNABLE.get((_selected, family, device), f"the tensors are on {device}")
+    if _selected == "reference":
+        return "reference"
+    if reason is None and x.dtype not in _KERNEL_DTYPES:
+        reason = f"it has no kernels for {x.dtype}"
+    if reason is not None:
+        raise RuntimeError(f"backend {_selected!r} cannot run here: {reason}")
+    return _selected
+
+
+@functools.cache
+def kernels(name: str, family: str) -> ModuleType:
+    """The module that holds backend `name`'s kernels of `family`."""
+    return importlib.import_module(f"pyssl_fast.kernels.{name}.{family}")

@@ -1,0 +1,3 @@
+"""The operators: `torch.ops.pyssl_fast.*`, one block per operator with its schema, fake and gradient."""
+
+from pyssl_fast.ops import similarity as similarity

@@ -1,0 +1,61 @@
+"""One helper that registers an operator whole.
+
+`torch.library.custom_op` would do, at 10 to 20 µs more per call; `define` puts back what it gives for nothing:
+an error instead of a silent zero in double backward, and autocast that holds under torch.compile too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("pyssl_fast", "DEF")
+
+
+def define(
+    schema: str,
+    *,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    autocast: bool = False,
+) -> None:
+    """Register one operator.
+
+    Args:
+        schema: as `torch.library.Library.define` takes it.
+        kernel: the implementation for every device; chooses its backend from the `backend` argument.
+        fake: shapes, dtypes and strides of the outputs, from the inputs' alone.
+        setup_context, backward: as `torch.library.register_autograd` takes them. Without them a gradient is an error.
+        autocast: under autocast, run with the first argument in the autocast dtype.
+    """
+    name = schema.partition("(")[0]
+    qualified = f"pyssl_fast::{name}"
+    _library.define(schema)
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_library)
+
+    if backward is None:
+        # A second derivative would otherwise be a silent zero.
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            raise RuntimeError(f"pyssl_fast::{name} has no gradient: second derivatives are not supported")
+
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+    if autocast:
+        for device in ("CPU", "CUDA"):
+            _library.impl(name, _autocast(name, device.lower()), f"Autocast{device}")
+
+
+def _autocast(name: str, device: str) -> Callable[..., Any]:
+    def call(x: Tensor, *rest: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device)
+        with torch.amp.autocast(device, enabled=False):
+            if x.is_floating_point() and x.dtype != torch.float64:
+                x = x.to(dtype)
+            return getattr(torch.ops.pyssl_fast, name)(x, *rest)
+
+    return call
