@@ -1,0 +1,246 @@
+"""`pyssl-fast bench`: the kernels beside their peers, on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+from rich.console import Console
+
+from pyssl_fast import benchmark
+from pyssl_fast.benchmark import machine, measure, report
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# How far, relatively, a side's loss may stand from the first side's: matrix products at "medium" round to bfloat16.
+RTOL = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 5e-3}
+PRECISIONS = ("highest", "high", "medium")
+
+T = TypeVar("T")
+
+
+def _several(convert: Callable[[str], T], expected: str) -> Callable[[Any, click.Parameter, Sequence[str]], list[T]]:
+    """An option that is given several times, or once with commas."""
+
+    def callback(_: Any, option: click.Parameter, values: Sequence[str]) -> list[T]:
+        words = [word.strip() for value in values for word in value.split(",")]
+        try:
+            return list(dict.fromkeys(convert(word) for word in words))
+        except ValueError:
+            raise click.ClickException(f"{option.opts[0]} must be {expected}; got {','.join(words)!r}") from None
+
+    return callback
+
+
+def _one_of(words: Sequence[str]) -> Callable[[str], str]:
+    def convert(word: str) -> str:
+        if word not in words:
+            raise ValueError
+        return word
+
+    return convert
+
+
+def _word(word: str) -> str:
+    if not word:
+        raise ValueError
+    return word
+
+
+def _positive(_: Any, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise click.ClickException(f"{option.opts[0]} must be greater than 0; got {value:g}")
+    return value
+
+
+def _writable(_: Any, option: click.Parameter, value: str | None) -> Path | None:
+    """Say now, not after minutes of measuring, that a file cannot be written."""
+    if value is None:
+        return None
+    path = Path(value)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise click.ClickException(f"{option.opts[0]}: cannot write {value}")
+    return path
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """One line instead of a traceback: bad values, files, and memory that there is not enough of."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        raise click.ClickException(measure.first_line(error)) from error
+
+
+def _check_isas(isas: Sequence[str]) -> None:
+    cpu = machine.extension("_cpu")
+    if cpu is None:
+        raise click.ClickException("--isa: the extension pyssl_fast._cpu is not built")
+    for isa in isas:
+        if isa not in cpu.isas():
+            raise click.ClickException(f"--isa: {isa!r} does not run here; there are: {', '.join(cpu.isas())}")
+
+
+@click.command()
+@click.argument("family", default="similarity")
+@click.option(
+    "--rows",
+    multiple=True,
+    callback=_several(int, "numbers"),
+    help="Embeddings over both views: several times, or with commas.  [default: the family's set]",
+)
+@click.option(
+    "--dim",
+    multiple=True,
+    callback=_several(int, "numbers"),
+    help="Numbers per embedding, likewise.  [default: 128 with --rows]",
+)
+@click.option(
+    "--sides",
+    multiple=True,
+    callback=_several(_word, "names"),
+    help="ours, cpu, triton, cuda, reference, eager, compiled, blocked, lightly, bare.  [default: all]",
+)
+@click.option(
+    "--mode", type=click.Choice(["forward+backward", "forward"]), default="forward+backward", show_default=True
+)
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
+@click.option("--temperature", type=float, default=0.5, show_default=True)
+@click.option(
+    "--precision",
+    multiple=True,
+    callback=_several(_one_of(PRECISIONS), "highest, high or medium"),
+    help="Of our float32 matrix products (peers: highest).  [default: highest, and medium where it differs]",
+)
+@click.option(
+    "--isa",
+    multiple=True,
+    callback=_several(_word, "names"),
+    help="Force the instruction set of our CPU kernels: generic, avx2, avx512, amx.  [default: the best]",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=int, callback=_positive, help="[default: torch's]")
+@click.option("--rounds", type=int, callback=_positive, help="Samples per side.  [default: what fits into 40 s]")
+@click.option(
+    "--skip-above-gb",
+    type=float,
+    callback=_positive,
+    help="Leave out sides that would take more memory.  [default: half of what is free]",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "json", callback=_writable, metavar="FILE", help="Write everything measured.")
+@click.option("--png", "png", callback=_writable, metavar="FILE", help="Draw time and memory over the rows.")
+def bench(
+    family: str, rows: list[int], dim: list[int], sides: list[str], mode: str, dtype: str, temperature: float,
+    precision: list[str], isa: list[str], device: str, threads: int | None, rounds: int | None,
+    skip_above_gb: float | None, seed: int, json: Path | None, png: Path | None,
+) -> None:  # fmt: skip
+    """Measure the kernels of FAMILY beside the eager twin, the compiled twin and other implementations."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    if isa:
+        with _clear_errors():
+            _check_isas(isa)
+    if png is not None and importlib.util.find_spec("matplotlib") is None:
+        raise click.ClickException("--png needs matplotlib: pip install matplotlib")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("--device cuda: torch sees no GPU here")
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+    with _clear_errors():
+        cases_of = benchmark.family(family)
+        if rows or dim:
+            cases = [cases_of.Case(r, d) for d in dim or [128] for r in rows or [2048, 8192]]
+        else:
+            cases = list(cases_of.CASES)
+        cases = cases_of.configure(
+            cases, temperature=temperature, dtype=DTYPES[dtype], device=torch.device(device), mode=mode
+        )
+        options: dict[str, Any] = {
+            "names": sides or ["ours", *cases_of.PEERS],
+            "precisions": (precision or cases_of.precisions(device)) if dtype == "float32" else ["highest"],
+            "isas": isa or [None],
+            "seed": seed,
+        }
+        for case in cases[:1]:
+            cases_of.sides(cases_of.small(case), **options)  # unknown sides are known before anything is measured
+        document: dict[str, Any] = {
+            "schema": report.SCHEMA,
+            "machine": machine.facts(),
+            "settings": {
+                "family": family, "measures": cases_of.MEASURES, "mode": mode, "device": device, "dtype": dtype,
+                "temperature": temperature, "seed": seed,
+            },
+            "cases": [],
+            "results": [],
+        }  # fmt: skip
+        _say_machine(console, document["machine"])
+        failed: list[str] = []
+        for case in cases:
+            failed += _measure(console, cases_of, case, options, document, rounds, skip_above_gb, RTOL[dtype])
+        if json is not None:
+            report.write_json(document, json)
+            console.print(f"wrote {json}", highlight=False)
+        if png is not None:
+            drawn = report.figure(document, png)
+            console.print(f"wrote {png} (D = {drawn})", highlight=False)
+    if failed:
+        raise click.ClickException(f"failed or wrong: {', '.join(failed)}")
+
+
+def _say_machine(console: Console, facts: dict[str, Any]) -> None:
+    isa = f", {facts['isa']}" if facts["isa"] else ""
+    gpus = "".join(f"; {gpu}" for gpu in facts["gpus"])
+    console.print(
+        f"{facts['cpu_model']}, {report.count(facts['threads'], 'thread')}{isa}{gpus}; torch {facts['torch']},"
+        f" pyssl_fast {facts['pyssl_fast']}",
+        highlight=False,
+    )
+    if (facts["load_1min"] or 0) > 0.5:
+        console.print(
+            f"[yellow]load {facts['load_1min']}: something else has been running; times may be far too long,"
+            " most of all of sides with many short parallel regions[/]",
+            highlight=False,
+        )
+
+
+def _measure(
+    console: Console, cases_of: Any, case: Any, options: dict[str, Any], document: dict[str, Any],
+    rounds: int | None, limit_gb: float | None, rtol: float,
+) -> list[str]:  # fmt: skip
+    """Measure one case, print it, add it to the document; the names of our sides that failed."""
+    size = f"{case.rows:,} × {case.dim}"
+    with Console(stderr=True).status(size) as status:
+        outcome = measure.run(
+            cases_of.sides(case, **options),
+            cases_of.sides(cases_of.small(case), **options),
+            device=case.device,
+            rounds=rounds,
+            rtol=rtol,
+            limit_gb=limit_gb,
+            seed=options["seed"],
+            progress=lambda doing: status.update(f"{size}: {doing}"),
+        )
+    outcome.left_out.update(cases_of.missing(case, options["names"]))
+    entry = report.case_entry(case.rows, case.dim, cases_of.work(case), outcome)
+    results = report.result_entries(entry, outcome.measured)
+    document["cases"].append(entry)
+    document["results"] += results
+    console.print()
+    if results:
+        console.print(report.table(entry, results, document["settings"]["mode"]))
+    else:
+        console.print(f"[bold]{size}[/]: no side was measured", highlight=False)
+    for line in report.notes(entry, results):
+        console.print(line, highlight=False, soft_wrap=True, style="dim", markup=False)
+    return outcome.failed

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pyssl_fast.benchmark import report
+from pyssl_fast.cli.bench import bench
+
+FAST = ["similarity", "--rows", "64", "--dim", "8", "--rounds", "2", "--device", "cpu"]
+
+
+def _bench(*arguments: str) -> Result:
+    return CliRunner().invoke(bench, list(arguments))
+
+
+def test_bench_prints_a_table_and_writes_json_and_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    json_path, png_path = tmp_path / "o.json", tmp_path / "o.png"
+    files = ["--json", str(json_path), "--png", str(png_path)]
+    result = _bench(*FAST, "--rows", "128,256", "--sides", "ours,eager,blocked,bare", *files)
+    assert result.exit_code == 0, result.output
+    for word in ("64 × 8", "256 × 8", "eager twin", "blocked torch.mm", "three bare products", "floor:", "ours"):
+        assert word in result.output
+    document = json.loads(json_path.read_text())
+    report.check_document(document)
+    assert [case["rows"] for case in document["cases"]] == [64, 128, 256]
+    assert png_path.stat().st_size > 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_bench_forward_in_low_precision(dtype: str) -> None:
+    result = _bench(*FAST, "--mode", "forward", "--dtype", dtype, "--sides", "ours,eager")
+    assert result.exit_code == 0, result.output
+
+
+def test_bench_has_a_side_per_precision_and_instruction_set(tmp_path: Path) -> None:
+    pytest.importorskip("pyssl_fast._cpu")
+    path = tmp_path / "o.json"
+    result = _bench(*FAST, "--sides", "cpu", "--precision", "highest,medium", "--isa", "generic", "--json", str(path))
+    assert result.exit_code == 0, result.output
+    sides = [row["side"] for row in json.loads(path.read_text())["results"]]
+    assert sides == ["cpu:generic", "cpu:medium:generic"]
+
+
+def test_bench_leaves_out_what_is_too_large_and_says_so() -> None:
+    result = _bench(*FAST, "--sides", "eager,blocked", "--skip-above-gb", "1e-6")
+    assert result.exit_code == 0, result.output
+    assert "left out: eager" in result.output
+    assert "blocked torch.mm" in result.output
+
+
+def test_bench_measures_nothing_and_says_so() -> None:
+    result = _bench(*FAST, "--sides", "eager", "--skip-above-gb", "1e-6")
+    assert result.exit_code == 0, result.output
+    assert "no side was measured" in result.output
+
+
+def test_bench_fails_when_ours_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyssl_fast import functional
+
+    monkeypatch.setattr(functional, "nt_xent", lambda z0, z1, temperature: (z0 + z1).sum())
+    result = _bench(*FAST, "--sides", "eager,ours")
+    assert result.exit_code == 1
+    assert "failed or wrong" in result.output
+    assert "its loss is" in result.output
+
+
+BAD = {
+    "unknown family": (["nonsense"], "unknown family 'nonsense'"),
+    "odd rows": (["--rows", "7"], "rows must be an even number"),
+    "no number": (["--rows", "12,many"], "--rows must be numbers"),
+    "empty": (["--dim", ""], "--dim must be numbers"),
+    "negative dim": (["--dim", "-4"], "dim must be 1 or more"),
+    "zero temperature": (["--temperature", "0"], "temperature must be finite"),
+    "nan temperature": (["--temperature", "nan"], "temperature must be finite"),
+    "unknown side": (["--sides", "nonsense"], "unknown side 'nonsense'"),
+    "unknown precision": (["--precision", "low"], "--precision must be highest, high or medium"),
+    "unknown instruction set": (["--isa", "mmx"], "--isa"),
+    "no rounds": (["--rounds", "0"], "--rounds must be greater than 0"),
+    "no threads": (["--threads", "-1"], "--threads must be greater than 0"),
+    "no memory": (["--skip-above-gb", "nan"], "--skip-above-gb must be greater than 0"),
+    "no such folder": (["--json", "/nonexistent/o.json"], "--json: cannot write /nonexistent/o.json"),
+    "a folder": (["--png", "."], "--png: cannot write ."),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD.values(), ids=BAD)
+def test_bad_arguments_are_one_clear_line(arguments: list[str], says: str) -> None:
+    result = _bench(*arguments)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)  # click's own end, no traceback
+    assert says in result.output
+    assert result.output.count("\n") == 1
