@@ -30,21 +30,23 @@ def without_openmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_without_openmp_the_kernels_run_on_one_thread(without_openmp: Path) -> None:
     library = next(without_openmp.glob("lib/pyssl_fast/_cpu*.so"))
-    code = f"""
-import importlib.util, torch
-from pyssl_fast import _cpu
+    code = """
+import importlib.util, sys, torch
+if sys.argv[1:]:
+    spec = importlib.util.spec_from_file_location("pyssl_fast._cpu", sys.argv[1])
+    sys.modules["pyssl_fast._cpu"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["pyssl_fast._cpu"])
 from pyssl_fast.kernels.cpu import similarity
-spec = importlib.util.spec_from_file_location("pyssl_fast._cpu", {str(library)!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-z = torch.randn(500, 20)
-first = similarity.nt_xent(z, torch.tensor(4.0), 2)
-similarity._cpu = module
-second = similarity.nt_xent(z, torch.tensor(4.0), 2)
-print(_cpu.HAS_OPENMP, module.HAS_OPENMP, all(torch.equal(a, b) for a, b in zip(first, second)))
+torch.manual_seed(0)
+nll, _, _ = similarity.nt_xent(torch.randn(500, 20), torch.tensor(4.0), 2)
+print(similarity._cpu.HAS_OPENMP, nll.double().sum().item().hex())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["True", "False", "True"], done.stdout + done.stderr
+    printed = [
+        subprocess.run([sys.executable, "-c", code, *argument], capture_output=True, text=True).stdout.split()
+        for argument in ([], [str(library)])
+    ]
+    assert [openmp for openmp, _ in printed] == ["True", "False"]
+    assert printed[0][1] == printed[1][1]
 
 
 def test_no_symbol_is_shared_between_instruction_sets(without_openmp: Path) -> None:
