@@ -40,7 +40,11 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
-        self._run(configure, build, "CMake could not configure the build. It needs a C++17 compiler, GCC or Clang")
+        self._run(
+            configure,
+            build,
+            "CMake could not configure the build. It needs a C++17 compiler (GCC or Clang) and make or ninja",
+        )
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
         self._run([cmake, "--build", ".", "--parallel", jobs], build, "the C++ kernels did not compile")
 

@@ -26,10 +26,10 @@ def nt_xent(
     threads: int,
 ) -> None: ...
 def nt_xent_backward(
+    grad_nll: int,
     z: int,
     dtype: int,
     stride: int,
-    grad_nll: int,
     shift: int,
     negative_sum: int,
     rows: int,

@@ -50,7 +50,6 @@ def selected() -> str:
     return _selected
 
 
-@functools.cache
 def why_not(name: str, family: str, device: str) -> str | None:
     """Why backend `name` cannot run `family` on tensors of `device` ("cpu", "cuda", …); None when it can."""
     if importlib.util.find_spec(f"pyssl_fast.kernels.{name}") is None or (
@@ -74,7 +73,7 @@ def why_not(name: str, family: str, device: str) -> str | None:
 
 _AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 # Filled at import, so that traced code only reads a dictionary.
-_RUNNABLE = {
+_WHY_NOT = {
     (name, family, device): why_not(name, family, device)
     for name in BACKENDS[1:]
     for family in ("similarity",)
@@ -92,12 +91,12 @@ def choose(family: str, x: Tensor) -> str:
     if _selected == "auto":
         if x.dtype in _KERNEL_DTYPES:
             for name in _AUTO.get(device, ()):
-                if _RUNNABLE[name, family, device] is None:
+                if _WHY_NOT[name, family, device] is None:
                     return name
         return "reference"
-    reason = _RUNNABLE.get((_selected, family, device), f"the tensors are on {device}")
     if _selected == "reference":
         return "reference"
+    reason = _WHY_NOT.get((_selected, family, device), f"the tensors are on {device}")
     if reason is None and x.dtype not in _KERNEL_DTYPES:
         reason = f"it has no kernels for {x.dtype}"
     if reason is not None:

@@ -25,7 +25,7 @@ def assert_within_contract(ours: Tensor, truth: Tensor, eager: Tensor, dtype: to
     if truth.numel() == 0:
         return
     finite = truth.isfinite()
-    wrong = ours.isfinite() != finite
+    wrong = (ours.isfinite() != finite) | (ours.isnan() != truth.isnan())
     if wrong.any():
         index = int(wrong.nonzero()[0])
         raise AssertionError(f"{what}[{index}]: ours {ours[index]:.9g}, truth {truth[index]:.9g}")

@@ -65,5 +65,5 @@ def test_without_a_compiler_the_message_is_readable(tmp_path: Path) -> None:
     done = build(tmp_path, CXX="no-such-compiler")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("pyssl_fast: CMake could not configure the build. It needs a C++17 compiler, GCC or Clang")
+    assert last.startswith("pyssl_fast: CMake could not configure the build. It needs a C++17 compiler (GCC or Clang)")
     assert "Traceback" not in done.stderr

@@ -24,12 +24,12 @@ void nt_xent(uintptr_t z, int dtype, int64_t stride, int64_t rows, int64_t dim, 
                           floats(negative_sum), static_cast<Precision>(precision), threads});
 }
 
-double nt_xent_backward(uintptr_t z, int dtype, int64_t stride, uintptr_t grad_nll, uintptr_t shift,
+double nt_xent_backward(uintptr_t grad_nll, uintptr_t z, int dtype, int64_t stride, uintptr_t shift,
                         uintptr_t negative_sum, int64_t rows, int64_t dim, int64_t views, double scale,
                         uintptr_t grad_z, int64_t grad_stride, int precision, int threads) {
   py::gil_scoped_release release;
   double grad_scale = 0;
-  pyssl::table().nt_xent_backward({matrix(z, dtype, stride), floats(grad_nll), floats(shift), floats(negative_sum),
+  pyssl::table().nt_xent_backward({floats(grad_nll), matrix(z, dtype, stride), floats(shift), floats(negative_sum),
                                    rows, dim, views, scale, matrix(grad_z, dtype, grad_stride), &grad_scale,
                                    static_cast<Precision>(precision), threads});
   return grad_scale;
@@ -64,7 +64,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("nt_xent", &nt_xent, py::arg("z"), py::arg("dtype"), py::arg("stride"), py::arg("rows"), py::arg("dim"),
         py::arg("views"), py::arg("scale"), py::arg("nll"), py::arg("shift"), py::arg("negative_sum"),
         py::arg("precision"), py::arg("threads"));
-  m.def("nt_xent_backward", &nt_xent_backward, py::arg("z"), py::arg("dtype"), py::arg("stride"), py::arg("grad_nll"),
+  m.def("nt_xent_backward", &nt_xent_backward, py::arg("grad_nll"), py::arg("z"), py::arg("dtype"), py::arg("stride"),
         py::arg("shift"), py::arg("negative_sum"), py::arg("rows"), py::arg("dim"), py::arg("views"), py::arg("scale"),
         py::arg("grad_z"), py::arg("grad_stride"), py::arg("precision"), py::arg("threads"));
 }

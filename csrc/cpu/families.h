@@ -34,8 +34,8 @@ struct NtXent {
 };
 
 struct NtXentBackward {
-  Matrix z;                   // [rows, dim]
   const float* grad_nll;      // [rows]
+  Matrix z;                   // [rows, dim]
   const float* shift;         // [rows]
   const float* negative_sum;  // [rows]
   int64_t rows, dim, views;

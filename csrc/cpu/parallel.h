@@ -12,9 +12,6 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace pyssl {
 // Defined in dispatch.cpp: after fork() a region of several threads would wait for ever for the parent's pool.
@@ -50,7 +47,7 @@ class Scratch {
 
 static inline void relax() {
 #if defined(__x86_64__)
-  _mm_pause();
+  __builtin_ia32_pause();
 #endif
 }
 

@@ -21,8 +21,7 @@ constexpr double kLog2E = 1.4426950408889634074;
 // serves as every row's stabiliser and a pair of rows needs one exponential, not two.
 constexpr double kBoundLimit = 40;
 
-// ---- pairs of blocks
-// -------------------------------------------------------------------------------------------------
+// ---- pairs of blocks -------------------------------------------------------------------------------------------------
 
 struct Pair {
   int64_t i, j;            // blocks; i == j on the diagonal
@@ -46,6 +45,7 @@ class Tournament {
         blocks_((rows + edge_ - 1) / edge_),
         players_(blocks_ + blocks_ % 2) {}
 
+  int64_t edge() const { return edge_; }
   int64_t blocks() const { return blocks_; }
   int64_t pairs() const { return blocks_ + (players_ - 1) * (players_ / 2); }
   Block block(int64_t b) const {
@@ -68,8 +68,7 @@ class Tournament {
   const int64_t rows_, edge_, blocks_, players_;
 };
 
-// ---- rows of one sample
-// ----------------------------------------------------------------------------------------------
+// ---- rows of one sample ----------------------------------------------------------------------------------------------
 
 // Calls f(i, j), relative to the tile, wherever rows I.begin + i and J.begin + j belong to one sample.
 template <class F>
@@ -98,25 +97,26 @@ static inline void exclude(float* s, Block I, Block J, int64_t samples, float c)
 // What a thread needs for one tile.
 template <class Products>
 struct Tile {
-  static constexpr int64_t kSums = 6 * kBlock;
-  static constexpr int64_t kBytes = (kBlock * kTileStride + kSums) * 4 + Products::kTileScratch;
+  static constexpr int64_t kSums = 4 * kBlock;
+  static int64_t bytes(int64_t edge) { return (edge * kTileStride + kSums) * 4 + Products::kTileScratch; }
 
-  Tile(const Scratch& scratch, int rank)
-      : s(reinterpret_cast<float*>(scratch.as<char>() + rank * kBytes)),
-        sums(s + kBlock * kTileStride),
+  Tile(const Scratch& scratch, int rank, int64_t edge)
+      : s(reinterpret_cast<float*>(scratch.as<char>() + rank * bytes(edge))),
+        sums(s + edge * kTileStride),
         more(sums + kSums) {}
 
-  float* s;     // [kBlock, kTileStride]
-  float* sums;  // [6, kBlock]
+  float* s;     // [edge, kTileStride]
+  float* sums;  // [4, kBlock]
   void* more;   // the Products' own
 };
 
-// ---- nt_xent
-// --------------------------------------------------------------------------------------------------------- Operations:
-// forward M²·D (half of a matrix product), backward M²·D + 2·M²·D; bytes: a few M·D. Two products in all, where plain
-// PyTorch takes three, and M²/2 exponentials in either pass. The negatives go through the tiles. The positives, V − 1
-// per row, are taken in double at M·D·(V − 1): so a batch that is already well told apart, whose loss is the small
-// remainder beside the positive, loses no digits.
+// ---- nt_xent ---------------------------------------------------------------------------------------------------------
+// Operations: forward M²·D (half of a matrix product), backward M²·D + 2·M²·D; bytes: a few M·D. That is two products in
+// all, where plain PyTorch takes three; and M²/2 exponentials in either pass, M² with running maxima.
+// The negatives go through the tiles. The positives, V − 1 per row, are taken in double at M·D·(V − 1): so a batch that
+// is already well told apart, whose loss is the small remainder beside the positive, loses no digits.
+
+static inline double clamped(double norm) { return norm < kNormEps ? kNormEps : norm; }
 
 // The normalised rows: inverse norms, and their packing for the products.
 template <class Products>
@@ -130,15 +130,13 @@ void normalise(Team& team, const Matrix& z, int64_t rows, int64_t dim, double* n
       load_row(z, begin + r, dim, row);
       const double length = std::sqrt(dot(row, row, dim));
       norm[begin + r] = length;
-      const double inverse = 1 / (length < kNormEps ? kNormEps : length);
+      const double inverse = 1 / clamped(length);
       for (int64_t d = 0; d < dim; ++d) row[d] = static_cast<float>(row[d] * inverse);
       for (int64_t d = dim; d < stride; ++d) row[d] = 0;
     }
     products.pack(begin, count, buffer);
   }
 }
-
-static inline double clamped(double norm) { return norm < kNormEps ? kNormEps : norm; }
 
 // Calls f(p, scale·s_ip) for the positives p of row i, whose embedding is in zi; zp is room for another row.
 template <class F>
@@ -221,7 +219,8 @@ void nt_xent_forward(const NtXent& a) {
   Products products(a.rows, a.dim, false);
   const int64_t stride = products.stride();
   Scratch norms(a.rows * 8), sums(a.rows * 8), maxima(a.rows * 4), turns(tournament.blocks() * int64_t{sizeof(Turn)});
-  Scratch rows(threads * kRowPadding * stride * 4), tiles(threads * Tile<Products>::kBytes);
+  const int64_t buffer = (a.rows < kRowPadding ? a.rows : kRowPadding) * stride;  // of a thread's rows
+  Scratch rows(threads * buffer * 4), tiles(threads * Tile<Products>::bytes(tournament.edge()));
   double *norm = norms.as<double>(), *sum = sums.as<double>();
   float* maximum = maxima.as<float>();
   Turn* turn = turns.as<Turn>();
@@ -229,12 +228,12 @@ void nt_xent_forward(const NtXent& a) {
   for (int64_t i = 0; i < a.rows; ++i) sum[i] = 0, maximum[i] = -1e30f;
 
   parallel(threads, [&](Team team) {
-    float* row_buffer = rows.as<float>() + team.rank * kRowPadding * stride;
+    float* row_buffer = rows.as<float>() + team.rank * buffer;
     normalise(team, a.z, a.rows, a.dim, norm, products, row_buffer);
     team.barrier();
 
     // The negatives, tile by tile.
-    const Tile<Products> tile(tiles, team.rank);
+    const Tile<Products> tile(tiles, team.rank, tournament.edge());
     [[maybe_unused]] const typename Products::Thread thread;
     float *row = tile.sums, *column = row + kBlock, *row_max = column + kBlock, *column_max = row_max + kBlock;
     for (int64_t number; (number = team.claim()) < tournament.pairs();) {
@@ -277,18 +276,19 @@ void nt_xent_forward(const NtXent& a) {
     for (int64_t begin; (begin = team.claim() * kRowPadding) < a.rows;) {
       for (int64_t i = begin; i < a.rows && i < begin + kRowPadding; ++i) {
         load_row(a.z, i, a.dim, zi);
-        double mean = 0, largest = bounded ? std::fabs(a.scale) : maximum[i] / kLog2E;
-        for_positives(a.z, a.rows, a.dim, samples, a.scale, norm, i, zi, zp, [&](int64_t, double s) {
-          mean += s / double(a.views - 1);
-          if (!bounded && !(s <= largest)) largest = s;
-        });
+        double largest = bounded ? std::fabs(a.scale) : maximum[i] / kLog2E;
+        if (!bounded)
+          for_positives(a.z, a.rows, a.dim, samples, a.scale, norm, i, zi, zp,
+                        [&](int64_t, double s) { largest = s <= largest ? largest : s; });
         // Everything below is relative to the shift as it is stored, rounded to float.
         const float shift = static_cast<float>(largest);
         const double reference = bounded ? bound : maximum[i];
         const double negative = sum[i] == 0 ? 0 : sum[i] * std::exp2(reference - shift * kLog2E);
-        double positive = 0;
-        for_positives(a.z, a.rows, a.dim, samples, a.scale, norm, i, zi, zp,
-                      [&](int64_t, double s) { positive += std::exp(s - shift); });
+        double mean = 0, positive = 0;
+        for_positives(a.z, a.rows, a.dim, samples, a.scale, norm, i, zi, zp, [&](int64_t, double s) {
+          mean += s / double(a.views - 1);
+          positive += std::exp(s - shift);
+        });
         a.shift[i] = shift;
         a.negative_sum[i] = static_cast<float>(negative);
         const double ratio = negative / positive;
@@ -299,7 +299,7 @@ void nt_xent_forward(const NtXent& a) {
   });
 }
 
-// W = the tile's softmax weights: 2^(c·s − m_i)·a_i + 2^(c·s − m_j)·a_j, with one bound m for all if kBounded.
+// W = the tile's softmax weights: 2^(c·s − m_i)·a_i + 2^(c·s − m_j)·a_j, with one m for all, `bound`, if kBounded.
 template <bool kBounded>
 static void weights(float* s, Block I, Block J, float c, float bound, const float* factor, const float* maximum) {
   const int64_t width = round_up(J.size, kLanes);
@@ -323,6 +323,9 @@ void nt_xent_backward(const NtXentBackward& a) {
   const int64_t samples = a.rows / a.views, padded = round_up(a.rows, kRowPadding);
   const bool bounded = std::fabs(a.scale) <= kBoundLimit;
   const float c = static_cast<float>(a.scale * kLog2E), bound = std::fabs(c);
+  // Under the bound, rows whose similarities are all −1 have denominators of e⁻⁸⁰, and a loss scale in grad_nll would
+  // take their inverse beyond float: the tiles' part of the gradient is kept smaller by this power of two.
+  constexpr float kHeadroom = 4096;
   const Tournament tournament(a.rows, Products::kEdge);
   const int threads = static_cast<int>(a.threads < tournament.blocks() ? a.threads : tournament.blocks());
 
@@ -330,7 +333,8 @@ void nt_xent_backward(const NtXentBackward& a) {
   const int64_t stride = products.stride(), chunks = padded / kRowPadding;
   Scratch norms(a.rows * 8), totals(a.rows * 8), factors(padded * 4), maxima(padded * 4), radials(chunks * 8);
   Scratch gradients(padded * stride * 4), turns(tournament.blocks() * int64_t{sizeof(Turn)});
-  Scratch rows(threads * kRowPadding * stride * 4), tiles(threads * Tile<Products>::kBytes);
+  const int64_t buffer = (a.rows < kRowPadding ? a.rows : kRowPadding) * stride;  // of a thread's rows
+  Scratch rows(threads * buffer * 4), tiles(threads * Tile<Products>::bytes(tournament.edge()));
   double *norm = norms.as<double>(), *total = totals.as<double>(), *radial = radials.as<double>();
   float *factor = factors.as<float>(), *maximum = maxima.as<float>(), *du = gradients.as<float>();
   Turn* turn = turns.as<Turn>();
@@ -338,7 +342,7 @@ void nt_xent_backward(const NtXentBackward& a) {
   for (int64_t i = a.rows; i < padded; ++i) factor[i] = maximum[i] = 0;
 
   parallel(threads, [&](Team team) {
-    float* row_buffer = rows.as<float>() + team.rank * kRowPadding * stride;
+    float* row_buffer = rows.as<float>() + team.rank * buffer;
     float *zi = row_buffer, *zp = row_buffer + stride;
     normalise(team, a.z, a.rows, a.dim, norm, products, row_buffer);
     team.barrier();
@@ -354,14 +358,14 @@ void nt_xent_backward(const NtXentBackward& a) {
         // The tiles' exponents are relative to a rounded maximum: the difference goes into the factor.
         const double reference = a.shift[i] * kLog2E;
         maximum[i] = bounded ? bound : static_cast<float>(reference);
-        factor[i] = static_cast<float>(a.grad_nll[i] / total[i] * std::exp2(maximum[i] - reference));
+        factor[i] = static_cast<float>(a.grad_nll[i] / total[i] * std::exp2(maximum[i] - reference) / kHeadroom);
       }
       __builtin_memset(du + begin * stride, 0, kRowPadding * stride * 4);
     }
     team.barrier();
 
     // The negatives, tile by tile: du_I += W u_J and du_J += Wᵀ u_I.
-    const Tile<Products> tile(tiles, team.rank);
+    const Tile<Products> tile(tiles, team.rank, tournament.edge());
     [[maybe_unused]] const typename Products::Thread thread;
     for (int64_t number; (number = team.claim()) < tournament.pairs();) {
       const Pair pair = tournament.pair(number);
@@ -389,6 +393,7 @@ void nt_xent_backward(const NtXentBackward& a) {
       radial[chunk] = 0;
       for (int64_t i = chunk * kRowPadding; i < a.rows && i < (chunk + 1) * kRowPadding; ++i) {
         float* g = du + i * stride;
+        for (int64_t d = 0; d < a.dim; ++d) g[d] *= kHeadroom;
         load_row(a.z, i, a.dim, zi);
         const double length = clamped(norm[i]), share = 1 / double(a.views - 1);
         for_positives(a.z, a.rows, a.dim, samples, a.scale, norm, i, zi, zp, [&](int64_t p, double s) {

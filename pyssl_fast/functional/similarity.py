@@ -7,15 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import pyssl_fast.ops  # noqa: F401
 from pyssl_fast import backend
-from pyssl_fast.functional.checks import (
-    check_alike,
-    check_embeddings,
-    check_reduction,
-    check_temperature,
-    reduce,
-)
+from pyssl_fast.functional.checks import check_alike, check_embeddings, check_reduction, check_temperature, reduce
+from pyssl_fast.ops.similarity import statistics_dtype
 
 
 def nt_xent(
@@ -35,6 +29,9 @@ def nt_xent(
     where the positives are the other views of the same sample. Two views give SimCLR's loss, more views the 'out' form
     of SupCon (Khosla et al. 2020, eq. 2). The [V·N, V·N] similarities are never held: memory is O(V·N·D).
 
+    With M = V·N rows: 4·M²·D operations for forward and backward (two matrix products; half of S each time, and its
+    product with z), a few M·D bytes, and M·D·(V − 1) operations in double for the positives.
+
     Args:
         z0: [N, D] embeddings of the first view: float32, float16, bfloat16 or float64, not normalised.
         z1: [N, D] embeddings of the second view, of z0's dtype and device.
@@ -50,6 +47,7 @@ def nt_xent(
         TypeError: integer embeddings, different dtypes, a temperature that is no number.
         ValueError: different shapes or devices, an empty batch, a temperature that is 0, infinite or NaN (a Tensor's
             value is read on the CPU only), an unknown reduction.
+        RuntimeError: a backend was asked for that cannot run on these tensors.
     """
     check_embeddings("z0", z0)
     views = (z0, z1, *extra_views)
@@ -61,10 +59,10 @@ def nt_xent(
     check_reduction(reduction)
 
     z = torch.cat(views)  # [V·N, D]
-    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    dtype = statistics_dtype(z)
     if isinstance(temperature, Tensor):
         scale = temperature.to(z.device, dtype).reshape(()).reciprocal()
     else:
-        scale = torch.full((), 1 / temperature, dtype=dtype, device=z.device)
+        scale = torch.full((), 1.0 / temperature, dtype=dtype, device=z.device)
     nll, _, _ = torch.ops.pyssl_fast.nt_xent(z, scale, len(views), backend.choose("similarity", z))
     return reduce(nll.view(len(views), -1), reduction)

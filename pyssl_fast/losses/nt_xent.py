@@ -29,8 +29,7 @@ class NTXentLoss(nn.Module):
         super().__init__()
         check_temperature(temperature)
         check_reduction(reduction)
-        size = memory_bank_size if isinstance(memory_bank_size, int) else memory_bank_size[0]
-        if size != 0:
+        if memory_bank_size != 0:
             raise NotImplementedError(f"memory_bank_size={memory_bank_size}: only 0 (no memory bank) is supported")
         if gather_distributed:
             raise NotImplementedError("gather_distributed=True: gathering over processes is not supported")
@@ -42,4 +41,7 @@ class NTXentLoss(nn.Module):
         return functional.nt_xent(out0, out1, self.temperature, extra_views=extra_views, reduction=self.reduction)
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, reduction={self.reduction!r}"
+        value, learned = self.temperature, ""
+        if isinstance(value, Tensor):
+            value, learned = value.detach(), " (learned)" if value.requires_grad else ""
+        return f"temperature={float(value):g}{learned}, reduction={self.reduction!r}"

@@ -29,12 +29,14 @@ def test_further_views_and_reduction() -> None:
 
 def test_prints_its_settings() -> None:
     assert repr(NTXentLoss(0.25)) == "NTXentLoss(temperature=0.25, reduction='mean')"
+    learned = NTXentLoss(torch.nn.Parameter(torch.tensor(0.25)))
+    assert repr(learned) == "NTXentLoss(temperature=0.25 (learned), reduction='mean')"
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"temperature": 1e-9}, ValueError, "temperature must be finite and at least 1e-8"),
+        ({"temperature": 1e-9}, ValueError, "temperature must be 1e-8 to 1e30"),
         ({"reduction": "max"}, ValueError, "reduction must be one of"),
         ({"memory_bank_size": 64}, NotImplementedError, "memory_bank_size=64: only 0"),
         ({"memory_bank_size": (64, 8)}, NotImplementedError, r"memory_bank_size=\(64, 8\): only 0"),

@@ -18,6 +18,8 @@ using Bfloat16Products = Float32Products;  // more exact than asked for
 
 #else
 
+#include <immintrin.h>
+
 namespace pyssl::PYSSL_ISA {
 
 // 16 × 16 transposition of 32-bit elements, in place.

@@ -33,12 +33,12 @@ def nt_xent_backward(
     grad_nll: Tensor, z: Tensor, scale: Tensor, shift: Tensor, negative_sum: Tensor, views: int
 ) -> tuple[Tensor, Tensor]:
     z, grad_nll = rows(z), grad_nll.float().contiguous()
-    grad_z = torch.empty(z.shape, dtype=z.dtype)
+    grad_z = z.new_empty(z.shape)
     grad_scale = _cpu.nt_xent_backward(
+        grad_nll.data_ptr(),
         z.data_ptr(),
         dtype_code(z),
         z.stride(0),
-        grad_nll.data_ptr(),
         shift.data_ptr(),
         negative_sum.data_ptr(),
         z.shape[0],

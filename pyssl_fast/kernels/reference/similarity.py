@@ -24,12 +24,12 @@ def nt_xent(z: Tensor, scale: Tensor, views: int) -> tuple[Tensor, Tensor, Tenso
         views: V ≥ 2.
 
     Returns:
-        nll: [V·N] −mean over the positives p of log(exp(scale·s_ip) / Σ_{j≠i} exp(scale·s_ij)), s the cosine similarity.
+        nll: [V·N] −mean over the positives p of log(exp(scale·s_ip) / Σ_{j≠i} exp(scale·s_ij)), s = cosine similarity.
         shift: [V·N] a stabiliser per row, in units of scale·s. Here the log-sum-exp itself.
         negative_sum: [V·N] Σ over the negatives j of exp(scale·s_ij − shift_i).
     """
     u = F.normalize(z, dim=1, eps=NORM_EPS)  # [V·N, D]
-    s = scale.to(u.dtype) * (u @ u.T)  # [V·N, V·N]
+    s = scale * (u @ u.T)  # [V·N, V·N]
     s.fill_diagonal_(-torch.inf)
     shift = s.logsumexp(dim=1)
     positive = s.gather(1, _partners(len(z), views, z.device))  # [V·N, V-1]
@@ -48,14 +48,15 @@ def nt_xent_backward(
     """
     norm = z.norm(dim=1, keepdim=True)
     u = z / norm.clamp_min(NORM_EPS)
-    s = scale.to(u.dtype) * (u @ u.T)
+    s = scale * (u @ u.T)
     s.fill_diagonal_(-torch.inf)
     p = s.sub_(s.logsumexp(dim=1, keepdim=True)).exp_()
     partners = _partners(len(z), views, z.device)
     p.scatter_add_(1, partners, p.new_full((), -1 / (views - 1)).expand(partners.shape))
-    w = p.mul_(grad_nll.to(u.dtype)[:, None])
-    grad_u = (w + w.T) @ u  # without the factor scale
+    size = grad_nll.abs().max().clamp_min(torch.finfo(grad_nll.dtype).tiny)  # a loss scale may be beyond float16
+    w = p.mul_((grad_nll / size).to(u.dtype)[:, None])
+    grad_u = (w + w.T) @ u  # without the factors scale and size
     radial = (u * grad_u).sum(dim=1, keepdim=True)
-    grad_scale = radial.sum() / 2
-    grad_z = scale.to(u.dtype) * torch.where(norm < NORM_EPS, grad_u, grad_u - radial * u) / norm.clamp_min(NORM_EPS)
-    return grad_z, grad_scale.to(scale.dtype)
+    grad_scale = size * radial.to(scale.dtype).sum() / 2
+    grad_z = torch.where(norm < NORM_EPS, grad_u, grad_u - radial * u) / norm.clamp_min(NORM_EPS)
+    return (grad_z * (scale * size)).to(z.dtype), grad_scale.to(scale.dtype)

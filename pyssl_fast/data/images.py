@@ -1,0 +1,149 @@
+"""Sets of images, in memory or in files, with or without labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Labels = npt.NDArray[np.int64]
+Kind = Literal["digits", "clothes", "photos"]
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message is one line for the person who asked for it."""
+
+
+class Images(ABC):
+    """A fixed sequence of images.
+
+    Attributes:
+        labels: [N] class numbers, or None.
+    """
+
+    labels: Labels | None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def picture(self, index: int) -> Image.Image:
+        """Image `index` in its own size, mode "L" or "RGB". Raises DataError when it cannot be read."""
+
+    def square(self, index: int, size: int) -> Tensor:
+        """Image `index` as uint8 [C, size, size]: scaled to fill the square, then cropped at its centre."""
+        return to_tensor(fit(self.picture(index), size))
+
+    def batches(self, size: int, batch_size: int = 500) -> Iterator[Tensor]:
+        """All images in order, as uint8 batches [≤ batch_size, C, size, size]."""
+        for start in range(0, len(self), batch_size):
+            stop = min(start + batch_size, len(self))
+            yield torch.stack([self.square(index, size) for index in range(start, stop)])
+
+
+class ArrayImages(Images):
+    """Images held in memory: uint8 [N, H, W] (grey) or [N, H, W, 3]."""
+
+    def __init__(self, array: npt.NDArray[np.uint8], labels: Labels | None) -> None:
+        self.array = array
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def picture(self, index: int) -> Image.Image:
+        return Image.fromarray(self.array[index])
+
+
+class FileImages(Images):
+    """Images read from files whenever they are asked for, as RGB."""
+
+    def __init__(self, paths: Sequence[Path], labels: Labels | None) -> None:
+        self.paths = list(paths)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def picture(self, index: int) -> Image.Image:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except Exception as error:  # what a broken file raises differs by format: OSError, SyntaxError, ValueError, ...
+            reason = "not an image" if "cannot identify" in str(error) else str(error)
+            raise DataError(f"cannot read the image {path}: {reason}") from error
+
+
+class Subset(Images):
+    """Some images of another set, in the order of `indices`."""
+
+    def __init__(self, images: Images, indices: npt.NDArray[np.int64]) -> None:
+        self.images = images
+        self.indices = indices
+        self.labels = None if images.labels is None else images.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def picture(self, index: int) -> Image.Image:
+        return self.images.picture(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """What a run trains on and is judged by.
+
+    Attributes:
+        name: of the source, such as "mnist5k".
+        kind: what the images show; the augmentation is chosen by it.
+        train: the images to train on; with their labels, also the bank of the evaluation.
+        test: the images that accuracies are measured on; None without labels.
+        classes: names of the classes; None without labels.
+        size: height and width of what the encoder sees, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+    """
+
+    name: str
+    kind: Kind
+    train: Images
+    test: Images | None
+    classes: tuple[str, ...] | None
+    size: int
+    channels: int
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """Scale to fill size × size, keep the proportions, crop at the centre."""
+    if image.size == (size, size):
+        return image
+    return ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Mode "L" or "RGB" -> uint8 [C, H, W]."""
+    array = np.array(image)
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def stratified_split(labels: Labels, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Indices of the train and the test images: `share` of every class for the test, always the same ones.
+
+    A class with two images or more gives at least one to each side; a single image goes to the train side.
+    """
+    generator = np.random.default_rng(0)  # not the run's seed: every run is judged by the same images
+    train, test = [], []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(round(share * len(members)), 1), len(members) - 1)
+        test.append(members[:count])
+        train.append(members[count:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))

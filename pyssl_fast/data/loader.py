@@ -1,0 +1,97 @@
+"""Batches of views, the same ones whatever the number of worker processes and wherever a run was interrupted."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pyssl_fast.data.augmentation import Augmentation, seeded
+from pyssl_fast.data.images import DataError, Images, to_tensor
+
+Key = tuple[int, int]  # epoch, index of the image
+
+
+class ViewDataset(Dataset[list[Tensor] | DataError]):
+    """The views of an image: for the key (epoch, index) one uint8 [C, H, W] per augmentation, drawn by (seed, *key)."""
+
+    def __init__(self, images: Images, augmentations: Sequence[Augmentation], seed: int) -> None:
+        self.images = images
+        self.augmentations = augmentations
+        self.seed = seed
+
+    def __getitem__(self, key: Key) -> list[Tensor] | DataError:
+        try:
+            picture = self.images.picture(key[1])
+        except DataError as error:
+            return error  # raised inside a worker process it would come out as a page of traceback
+        with seeded(self.seed, *key):
+            return [to_tensor(augmentation.transform(picture)) for augmentation in self.augmentations]
+
+
+class Schedule(Sampler[list[Key]]):
+    """The keys of every batch of a run, from step `start` on. An epoch's order depends on (seed, epoch) alone; the
+    images left over when `batch_size` does not divide their number sit out, others in every epoch."""
+
+    def __init__(self, images: int, batch_size: int, epochs: int, seed: int, start: int = 0) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.seed = seed
+        self.start = start
+        self.per_epoch = images // batch_size
+
+    def __len__(self) -> int:
+        return self.epochs * self.per_epoch - self.start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for epoch in range(self.start // self.per_epoch, self.epochs):
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.images).tolist()
+            done = max(self.start - epoch * self.per_epoch, 0)
+            for batch in range(done, self.per_epoch):
+                chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                yield [(epoch, index) for index in chosen]
+
+
+def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Iterator[list[Tensor]]:
+    """Batches of views, uint8 [B, C, H, W] per augmentation, in the schedule's order.
+
+    Raises:
+        DataError: while iterating, when an image cannot be read or a worker process has died.
+    """
+    loader: DataLoader[list[Tensor] | DataError] = DataLoader(
+        dataset,
+        batch_sampler=schedule,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its own: drawing the workers' seeds must not move torch's random numbers
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError("a data worker process died (out of memory?); try --workers 0") from error
+
+
+def _collate(samples: list[list[Tensor] | DataError]) -> list[Tensor] | DataError:
+    views = []
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+        views.append(sample)
+    return [torch.stack(view) for view in zip(*views, strict=True)]
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group; the parent decides what it means
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,1 @@
+"""How good a representation is: the fixed protocol, the watch for collapse, and the pictures."""

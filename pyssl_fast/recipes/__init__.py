@@ -1,0 +1,23 @@
+"""Training recipes, one file per method, and the engine that runs them.
+
+A new method is a file with a subclass of `Recipe` and one line in RECIPES.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from pyssl_fast.recipes.recipe import Recipe
+
+RECIPES = {
+    "simclr": "pyssl_fast.recipes.simclr:SimCLR",
+}
+
+
+def find_recipe(method: str) -> type[Recipe]:
+    """The recipe of a method. Raises ValueError, naming the known ones, for an unknown method."""
+    if method not in RECIPES:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(RECIPES)}")
+    module, _, name = RECIPES[method].partition(":")
+    recipe: type[Recipe] = getattr(importlib.import_module(module), name)
+    return recipe

@@ -1,0 +1,80 @@
+"""What a method has to state. Everything else belongs to the engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from pyssl_fast.data import ImageData
+from pyssl_fast.data.augmentation import Augmentation
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long, and how, a method trains on some data unless told otherwise.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step (a method makes several views of each).
+        learning_rate: AdamW's, after the warm-up.
+        weight_decay: AdamW's, of matrices and convolutions alone.
+    """
+
+    epochs: int = 100
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+
+
+def option(default: float | int | str, help: str) -> Any:
+    """A field of `Recipe.Options`: a hyper-parameter with its default and a few words that say what it is."""
+    return field(default=default, metadata={"help": help})
+
+
+class Recipe(nn.Module, ABC):
+    """A method: the networks and their state, the views, the loss.
+
+    All that training changes (heads, a teacher, a queue, a learned temperature) is a parameter or a buffer of the
+    module; that is how it gets into the checkpoint and onto the device. Parameters with requires_grad are optimised.
+
+    Class attributes:
+        title: the method's name as people write it.
+        family: the kernel family of its loss.
+        Options: a dataclass of the method's own hyper-parameters. Each field, made by `option`, has a default and a
+            help text, and is a command-line option.
+        budgets: by name of the data; "" is for all others.
+    """
+
+    title: ClassVar[str]
+    family: ClassVar[str]
+    Options: ClassVar[type[Any]]
+    budgets: ClassVar[dict[str, Budget]]
+
+    encoder: nn.Module
+
+    @abstractmethod
+    def __init__(self, encoder: nn.Module, features: int, options: Any) -> None:
+        """encoder: [N, C, H, W] -> [N, features]; the result of training, and what is evaluated."""
+        super().__init__()
+        self.encoder = encoder
+
+    @staticmethod
+    @abstractmethod
+    def augmentations(data: ImageData) -> Sequence[Augmentation]:
+        """One per view. Views may differ in kind and in size."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] in −1..1 -> [N, D]: the embeddings that the loss compares, watched for collapse."""
+
+    @abstractmethod
+    def embed(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """One [N, C, H, W] in −1..1 per augmentation -> what the loss takes. Gradients flow back through it."""
+
+    @abstractmethod
+    def loss(self, *embeddings: Tensor) -> Tensor:
+        """What `embed` gave -> [] loss. Timed apart from the rest, its backward pass included."""

@@ -1,0 +1,93 @@
+"""Which views come, in which order: functions of the seed, the epoch and the image alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyssl_fast.data.augmentation import seeded, two_view_augmentation
+from pyssl_fast.data.images import ArrayImages, DataError, FileImages
+from pyssl_fast.data.loader import Schedule, ViewDataset, view_loader
+
+IMAGES = ArrayImages(np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8), None)
+
+
+def batches(workers, seed=3, start=0):
+    augmentation = two_view_augmentation("digits", 16)
+    dataset = ViewDataset(IMAGES, [augmentation, augmentation], seed)
+    return list(view_loader(dataset, Schedule(len(IMAGES), 3, epochs=2, seed=seed, start=start), workers))
+
+
+def equal(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(a, b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_views_do_not_depend_on_workers_or_on_where_one_starts():
+    alone = batches(0)
+    assert len(alone) == 6
+    assert [view.shape for view in alone[0]] == [(3, 1, 16, 16)] * 2
+    assert alone[0][0].dtype == torch.uint8
+    assert equal(alone, batches(2))
+    assert equal(alone[4:], batches(0, start=4))
+
+
+def test_views_differ_from_each_other_and_between_seeds():
+    alone = batches(0)
+    assert not torch.equal(*alone[0])
+    assert not equal(alone, batches(0, seed=4))
+
+
+def test_drawing_views_leaves_the_global_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    batches(0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seeded_numbers_depend_on_the_whole_key():
+    drawn = set()
+    for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]:
+        with seeded(*key):
+            first = torch.rand(2)
+        with seeded(*key):
+            assert torch.equal(torch.rand(2), first)
+        drawn.add(tuple(first.tolist()))
+    assert len(drawn) == 4
+
+
+@given(images=st.integers(2, 30), batch_size=st.integers(1, 30), seed=st.integers(0, 5), start=st.integers(0, 60))
+def test_a_schedule_sees_every_image_at_most_once_per_epoch(images, batch_size, seed, start):
+    batch_size = min(batch_size, images)
+    whole = list(Schedule(images, batch_size, epochs=2, seed=seed))
+    assert len(whole) == 2 * (images // batch_size)
+    for epoch in range(2):
+        seen = [index for batch in whole for number, index in batch if number == epoch]
+        assert len(seen) == len(set(seen)) == images // batch_size * batch_size
+    start = min(start, len(whole))
+    assert list(Schedule(images, batch_size, 2, seed, start)) == whole[start:]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_one_line_from_any_process(tmp_path, workers):
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    dataset = ViewDataset(FileImages([tmp_path / "broken.png"] * 2, None), [two_view_augmentation("photos", 32)], 0)
+    with pytest.raises(DataError) as caught:
+        list(view_loader(dataset, Schedule(2, 2, 1, 0), workers))
+    assert str(caught.value) == f"cannot read the image {tmp_path / 'broken.png'}: not an image"
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "mode"), [("digits", 28, "L"), ("clothes", 28, "L"), ("photos", 32, "RGB"), ("photos", 64, "RGB")]
+)
+def test_augmentations_keep_size_and_colours(kind, size, mode):
+    from PIL import Image
+
+    augmentation = two_view_augmentation(kind, size)
+    with seeded(1):
+        out = augmentation.transform(Image.new(mode, (40, 50), 128 if mode == "L" else (9, 99, 199)))
+    assert (out.size, out.mode) == ((size, size), mode)
+    assert augmentation.description

@@ -1,0 +1,56 @@
+"""Encoders by name, for grey and colour, small and large images."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from pyssl_fast.modules import ProjectionHead, build_encoder
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "expected"),
+    [
+        ("small", 1, 28, 512),
+        ("small", 3, 64, 512),
+        ("small", 3, 16, 512),
+        ("resnet18", 1, 28, 512),
+        ("mobilenet_v3_small", 3, 64, 1024),
+    ],
+)
+def test_an_encoder_gives_vectors(name, channels, size, expected):
+    encoder, features = build_encoder(name, channels, size)
+    assert features == expected
+    assert encoder.training
+    encoder.eval()
+    assert encoder(torch.zeros(3, channels, size, size)).shape == (3, features)
+
+
+def test_a_resnet_keeps_the_resolution_of_small_images():
+    small, _ = build_encoder("resnet18", 3, 32)
+    large, _ = build_encoder("resnet18", 3, 96)
+    assert small.conv1.stride == (1, 1)
+    assert large.conv1.stride == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("resnet17", 32, "unknown encoder 'resnet17'"),
+        ("alexnet", 16, "cannot take images of 16x16"),
+        ("squeezenet1_1", 64, "no linear classifier"),
+    ],
+)
+def test_encoders_that_do_not_fit(name, size, message):
+    with pytest.raises(ValueError, match=message):
+        build_encoder(name, 3, size)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_without_timm_it_is_named():
+    with pytest.raises(ValueError, match="pip install timm"):
+        build_encoder("convnextv2_atto", 3, 64)
+
+
+def test_projection_head():
+    assert ProjectionHead(6, 5, 4)(torch.randn(3, 6)).shape == (3, 4)
