@@ -7,24 +7,27 @@ import functools
 import importlib
 import importlib.util
 import os
+import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from pyssl_fast.kernels import reference
+
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # float64 runs the twin
 
 
-def _checked(name: str, where: str) -> str:
+def _check(name: str, where: str) -> None:
     if name not in BACKENDS:
         raise ValueError(f"{where} must be one of {', '.join(BACKENDS)}; got {name!r}")
-    return name
 
 
 # Process-wide, not per thread: backward of GPU ops runs on another thread, and torch.compile guards on a plain global.
-_selected = _checked(os.environ.get("PYSSL_FAST_BACKEND", "auto") or "auto", "PYSSL_FAST_BACKEND")
+# A wrong name in the environment is an error at the first op, where a command line can say it in one line.
+_selected = os.environ.get("PYSSL_FAST_BACKEND") or "auto"
 
 
 @contextlib.contextmanager
@@ -38,7 +41,8 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: name is none of these. A backend that cannot run raises at the first op, saying why.
     """
     global _selected
-    before, _selected = _selected, _checked(name, "backend")
+    _check(name, "backend")
+    before, _selected = _selected, name
     try:
         yield
     finally:
@@ -72,11 +76,12 @@ def why_not(name: str, family: str, device: str) -> str | None:
 
 
 _AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+FAMILIES = tuple(module.name for module in pkgutil.iter_modules(reference.__path__))
 # Filled at import, so that traced code only reads a dictionary.
 _WHY_NOT = {
     (name, family, device): why_not(name, family, device)
     for name in BACKENDS[1:]
-    for family in ("similarity",)
+    for family in FAMILIES
     for device in ("cpu", "cuda")
 }
 
@@ -86,8 +91,10 @@ def choose(family: str, x: Tensor) -> str:
 
     Raises:
         RuntimeError: a backend was asked for that cannot run on this tensor.
+        ValueError: PYSSL_FAST_BACKEND names no backend.
     """
     device = x.device.type
+    _check(_selected, "PYSSL_FAST_BACKEND")
     if _selected == "auto":
         if x.dtype in _KERNEL_DTYPES:
             for name in _AUTO.get(device, ()):

@@ -39,7 +39,6 @@ double nt_xent_backward(uintptr_t grad_nll, uintptr_t z, int dtype, int64_t stri
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "C++ kernels for the CPU, on pointers and sizes (in elements). Call them through pyssl_fast.functional.";
-  pyssl::table();  // a wrong PYSSL_FAST_ISA is an error at import, not in the middle of a training run
 
   m.attr("FLOAT32") = static_cast<int>(Dtype::float32);
   m.attr("FLOAT16") = static_cast<int>(Dtype::float16);

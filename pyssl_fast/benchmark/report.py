@@ -168,8 +168,15 @@ def _check(where: str, entry: Any, fields: Mapping[str, _Field]) -> None:
 
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
+    """Whole or not at all: a file that is there already stays until its successor is written."""
     check_document(document)
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +64,13 @@ def _writable(_: Any, option: click.Parameter, value: str | None) -> Path | None
     if value is None:
         return None
     path = Path(value)
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise click.ClickException(f"{option.opts[0]}: cannot write {value}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError
+        with tempfile.TemporaryFile(dir=path.parent):  # permission bits say nothing to root
+            pass
+    except OSError:
+        raise click.ClickException(f"{option.opts[0]}: cannot write {value}") from None
     return path
 
 
@@ -154,10 +159,12 @@ def bench(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("--device cuda: torch sees no GPU here")
-    if threads is not None:
-        torch.set_num_threads(threads)
 
     with _clear_errors():
+        if threads is not None:
+            if threads > 4096:
+                raise ValueError(f"--threads must be at most 4096; got {threads}")
+            torch.set_num_threads(threads)
         cases_of = benchmark.family(family)
         if rows or dim:
             cases = [cases_of.Case(r, d) for d in dim or [128] for r in rows or [2048, 8192]]
@@ -188,8 +195,9 @@ def bench(
         failed: list[str] = []
         for case in cases:
             failed += _measure(console, cases_of, case, options, document, rounds, skip_above_gb, RTOL[dtype])
+            if json is not None:  # after every case: what was measured stays if the next one is interrupted
+                report.write_json(document, json)
         if json is not None:
-            report.write_json(document, json)
             console.print(f"wrote {json}", highlight=False)
         if png is not None:
             drawn = report.figure(document, png)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from pyssl_fast import backend
 from pyssl_fast.benchmark import machine
-from pyssl_fast.cli import info
+from pyssl_fast.cli import info, main
 
 
 def _told() -> dict:
@@ -89,3 +89,10 @@ def test_machine_facts_are_json_and_named_as_documented() -> None:
     json.dumps(facts)
     assert facts.keys() == report.MACHINE.keys()
     assert facts["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("arguments", [["trai"], ["bench", "--mode", "x"], ["info", "--nonsense"]])
+def test_wrong_words_are_one_line(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
