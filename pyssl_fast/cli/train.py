@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib.util
+import os
+import shlex
 import signal
 import sys
 import threading
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("torchvision", "sklearn", "matplotlib")  # modules of the extra [train]
 INTERRUPTED = 130  # exit code, as of a shell command ended by Ctrl-C
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class _OneLineErrors(click.Command):
@@ -145,51 +149,42 @@ def _command(method: str, recipe: Any) -> click.Command:
 def _run(given: dict[str, Any], machine: Machine, out: Path, resume: bool, overwrite: bool) -> None:
     from rich.console import Console
 
-    from pyssl_fast.recipes.engine import Interrupted, TrainingError
+    from pyssl_fast.recipes.engine import Interrupted
+    from pyssl_fast.recipes.files import locked
 
     console = Console(highlight=False)
     training: Training | None = None
     with _signals() as signals:
         try:
-            training = _prepare(given, machine, out, resume, overwrite)
-            _show_header(console, training)
-            signals.training = training
-            _show_training(console, training)
-            signals.training = None
-            with console.status("evaluating") as status:
-                report = training.evaluate(lambda stage: status.update(stage))
-            _show_report(console, training, report)
+            with locked(out):
+                training = _prepare(given, machine, out, resume, overwrite)
+                _show_header(console, training)
+                signals.training = training
+                _show_training(console, training)
+                signals.training = None
+                if training.stop_requested:
+                    raise Interrupted
+                with console.status("evaluating") as status:
+                    report = training.evaluate(lambda stage: status.update(stage))
+                _show_report(console, training, report)
         except Interrupted:
             assert training is not None
             done = f"stopped after step {training.step} of {training.total_steps}, all saved"
             _stop(f"{done}; continue with: {_resume_command(training)}")
         except KeyboardInterrupt:
-            if training is None:
+            if training is None or training.saved_step is None:
                 _stop("stopped before the first step")
             else:
                 saved = f"the checkpoint holds step {training.saved_step} of {training.total_steps}"
                 _stop(f"stopped; {saved}; continue with: {_resume_command(training)}")
-        except TrainingError as error:
-            raise click.ClickException(str(error)) from None
-        except (ValueError, ModuleNotFoundError) as error:
-            if training is not None and not _is_data_error(error):
+        except Exception as error:
+            if os.environ.get("PYSSL_FAST_TRACEBACK") == "1":
                 raise
-            raise click.ClickException(_line(error)) from None
-        except OSError as error:
-            line = _line(error)
-            if training is not None and error.filename is None:
-                line = f"cannot write to {training.out}: {line}"
-            if training is not None and training.saved_step:
-                line += f"; step {training.saved_step} is saved, continue with: {_resume_command(training)}"
-            raise click.ClickException(line) from None
-        except RuntimeError as error:
-            if training is None or "out of memory" in str(error).lower():
-                raise click.ClickException(_line(error)) from None
-            raise
+            raise click.ClickException(_explain(error, training)) from None
 
 
 def _prepare(given: dict[str, Any], machine: Machine, out: Path, resume: bool, overwrite: bool) -> Training:
-    from pyssl_fast.recipes.engine import CHECKPOINT, FILES, Training, resume_state, settle
+    from pyssl_fast.recipes.engine import CHECKPOINT, Training, resume_state, settle
 
     if resume and overwrite:
         raise ValueError("--resume continues the run, --overwrite replaces it: choose one")
@@ -199,29 +194,44 @@ def _prepare(given: dict[str, Any], machine: Machine, out: Path, resume: bool, o
             f"{out} already holds a run: --resume continues it, --overwrite replaces it, or choose another --out"
         )
     settings, data = settle(given, None if state is None else state["settings"])
-    training = Training(settings, data, machine, out, state)
-    out.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        for name in FILES:
-            (out / name).unlink(missing_ok=True)
-    return training
+    return Training(settings, data, machine, out, state)
 
 
-def _is_data_error(error: Exception) -> bool:
+def _explain(error: Exception, training: Training | None) -> str:
+    """What went wrong in one line, and how to go on. An error that nobody expected is given with its type."""
     from pyssl_fast.data import DataError
+    from pyssl_fast.recipes.engine import TrainingError
 
-    return isinstance(error, DataError)
+    line = _line(error)
+    expected = (OSError, DataError, TrainingError) if training else (OSError, ValueError, RuntimeError, ImportError)
+    if isinstance(error, OSError) and error.errno in FULL and error.filename is None and training is not None:
+        line = f"cannot write to {training.out}: {line}"
+    elif not isinstance(error, expected) and "out of memory" not in line.lower():
+        line = f"{type(error).__name__}: {line} (a traceback: PYSSL_FAST_TRACEBACK=1)"
+    if training is not None and training.saved_step is not None and not isinstance(error, TrainingError):
+        line += f"; step {training.saved_step} is saved, continue with: {_resume_command(training)}"
+    return line
 
 
 def _line(error: Exception) -> str:
     """An exception as one line."""
+    from pyssl_fast.benchmark.measure import first_line
+
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    if "Original Traceback" in str(error):  # from a worker process: what happened stands at the end
+        return str(error).strip().splitlines()[-1]
+    return first_line(error)
 
 
 def _resume_command(training: Training) -> str:
-    return f"pyssl-fast train {training.settings.method} --out {training.out} --resume"
+    machine = training.machine
+    words = ["pyssl-fast", "train", training.settings.method, "--out", str(training.out), "--resume"]
+    words += [] if machine.device == "auto" else ["--device", machine.device]
+    words += [] if machine.backend is None else ["--backend", machine.backend]
+    words += ["--compile"] if machine.compile else []
+    words += [] if machine.workers is None else ["--workers", str(machine.workers)]
+    return shlex.join(words)
 
 
 def _stop(message: str) -> None:
@@ -238,6 +248,7 @@ class _Signals:
         if self.training is None or self.training.stop_requested:
             raise KeyboardInterrupt
         self.training.stop_requested = True
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # workers that the same signal ends are no failure
 
 
 @contextlib.contextmanager
@@ -259,6 +270,7 @@ def _signals() -> Iterator[_Signals]:
 
 def _show_header(console: Console, training: Training) -> None:
     import torch
+    from rich.markup import escape
     from rich.table import Table
 
     settings, data = training.settings, training.data
@@ -285,10 +297,12 @@ def _show_header(console: Console, training: Training) -> None:
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console.print(table)
     if training.step:
         console.print(f"[cyan]resuming after step {training.step} of {training.total_steps}[/]")
+    for note in training.notes:
+        console.print(f"[yellow]{note}[/]")
 
 
 def _show_training(console: Console, training: Training) -> None:
@@ -327,6 +341,7 @@ def _collapse_text(what: str, spread: Any) -> str:
 
 
 def _show_report(console: Console, training: Training, report: Report) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from pyssl_fast.recipes.engine import LOSS_PICTURE, MAP_PICTURE
@@ -346,7 +361,8 @@ def _show_report(console: Console, training: Training, report: Report) -> None:
             table.add_row(name, *cells)
         console.print(table)
     out = training.out
-    console.print(f"trained in {report.training_seconds:.0f} s; pictures: {out / LOSS_PICTURE}, {out / MAP_PICTURE}")
+    drawn = escape(f"{out / LOSS_PICTURE}, {out / MAP_PICTURE}")
+    console.print(f"trained in {report.training_seconds:.0f} s; pictures: {drawn}")
     if report.spread.collapsed:
         console.print(f"[bold red]{_collapse_text('the embeddings have collapsed', report.spread)}[/]")
     if report.scores is None:

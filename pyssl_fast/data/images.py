@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,10 @@ class Images(ABC):
     def picture(self, index: int) -> Image.Image:
         """Image `index` in its own size, mode "L" or "RGB". Raises DataError when it cannot be read."""
 
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Differs when the images, their order or their labels do; of files, the names stand for the images."""
+
     def square(self, index: int, size: int) -> Tensor:
         """Image `index` as uint8 [C, size, size]: scaled to fill the square, then cropped at its centre."""
         return to_tensor(fit(self.picture(index), size))
@@ -62,6 +68,9 @@ class ArrayImages(Images):
     def picture(self, index: int) -> Image.Image:
         return Image.fromarray(self.array[index])
 
+    def fingerprint(self) -> str:
+        return _digest(str(self.array.shape), self.array, self.labels)
+
 
 class FileImages(Images):
     """Images read from files whenever they are asked for, as RGB."""
@@ -74,10 +83,23 @@ class FileImages(Images):
         return len(self.paths)
 
     def picture(self, index: int) -> Image.Image:
+        with self._open(index) as image:
+            return to_rgb(image)
+
+    def fingerprint(self) -> str:
+        return _digest("\0".join(map(str, self.paths)), self.labels)
+
+    def sides(self, index: int) -> tuple[int, int]:
+        """Width and height of image `index`, from the head of its file."""
+        with self._open(index) as image:
+            return image.size
+
+    @contextlib.contextmanager
+    def _open(self, index: int) -> Iterator[Image.Image]:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                yield image
         except Exception as error:  # what a broken file raises differs by format: OSError, SyntaxError, ValueError, ...
             reason = "not an image" if "cannot identify" in str(error) else str(error)
             raise DataError(f"cannot read the image {path}: {reason}") from error
@@ -96,6 +118,9 @@ class Subset(Images):
 
     def picture(self, index: int) -> Image.Image:
         return self.images.picture(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        return _digest(self.images.fingerprint(), self.indices)
 
 
 @dataclass(frozen=True)
@@ -119,6 +144,27 @@ class ImageData:
     classes: tuple[str, ...] | None
     size: int
     channels: int
+
+
+def _digest(*parts: str | npt.NDArray[Any] | None) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(repr(part).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """As a viewer shows it: the right way up, 16 bits scaled to 8, what is transparent on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:

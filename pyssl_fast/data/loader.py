@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class Schedule(Sampler[list[Key]]):
                 yield [(epoch, index) for index in chosen]
 
 
-def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Iterator[list[Tensor]]:
+def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Generator[list[Tensor], None, None]:
     """Batches of views, uint8 [B, C, H, W] per augmentation, in the schedule's order.
 
     Raises:
@@ -68,7 +68,7 @@ def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Itera
         batch_sampler=schedule,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_leave_interrupt_to_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: drawing the workers' seeds must not move torch's random numbers
     )
@@ -78,7 +78,7 @@ def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Itera
                 raise batch
             yield batch
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
             raise
         raise DataError("a data worker process died (out of memory?); try --workers 0") from error
 
@@ -92,6 +92,6 @@ def _collate(samples: list[list[Tensor] | DataError]) -> list[Tensor] | DataErro
     return [torch.stack(view) for view in zip(*views, strict=True)]
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group; the parent decides what it means
-        signal.signal(number, signal.SIG_IGN)
+def _leave_interrupt_to_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler: a worker that is stuck can be ended

@@ -26,6 +26,9 @@ FASHION_CLASSES = (
 )  # fmt: skip
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 FOLDER_SIZE = 64  # pixels, at most, unless a size is asked for
+SMALLEST_SIZE = 16  # pixels, of the images an encoder sees
+MEASURED_FILES = 1000  # whose sides are looked at before training
+TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
 def load_data(source: str, *, full: bool = False, image_size: int | None = None) -> ImageData:
@@ -112,27 +115,30 @@ def read_idx(folder: Path, name: str, *, ndim: int) -> npt.NDArray[np.uint8]:
 
 
 def _folder(folder: Path, image_size: int | None) -> ImageData:
-    splits = [folder / "train", next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder)]
-    if splits[0].is_dir() and splits[1] != folder:
+    parts = {sub.name.lower(): sub for sub in _visible(folder) if sub.is_dir()}
+    splits = [parts[name] for name in ("train", *TEST_FOLDERS) if name in parts]
+    if splits:
+        if "train" not in parts or len(splits) == 1:
+            raise DataError(
+                f"{folder} holds {splits[0].name}/, but not both train/ and one of {', '.join(TEST_FOLDERS)}:"
+                " add the other, or give --data the folder that holds the classes, or rename a class of that name"
+            )
         train, classes = _class_folders(splits[0])
         test, test_classes = _class_folders(splits[1])
         if len(classes) < 2 or classes != test_classes:
-            raise DataError(f"{splits[0]} and {splits[1]} must hold the same sub-folders, one per class")
-        return _photos(train, test, classes, image_size)
+            raise DataError(f"{splits[0]} and {splits[1]} must hold the same sub-folders, one per class, at least two")
+        return ImageData("folder", "photos", train, test, classes, image_size or _size(train), 3)
     images, classes = _class_folders(folder)
+    size = image_size or _size(images)
     if len(classes) < 2:  # flat, or a single class: nothing to tell apart
-        return _photos(FileImages(images.paths, None), None, None, image_size)
-    return _photos(*_split(images), classes, image_size)
+        return ImageData("folder", "photos", FileImages(images.paths, None), None, None, size, 3)
+    return ImageData("folder", "photos", *_split(images), classes, size, 3)
 
 
 def _class_folders(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
     """The images of a folder, labelled by its sub-folders; those of a flat folder have no classes."""
-
-    def found(paths: list[Path]) -> list[Path]:
-        return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-
-    flat = found(list(folder.iterdir()))
-    by_class = {sub.name: found(list(sub.rglob("*"))) for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    flat = [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    by_class = {sub.name: _images_below(sub) for sub in _visible(folder) if sub.is_dir()}
     by_class = {name: paths for name, paths in by_class.items() if paths}
     if flat and by_class:
         raise DataError(
@@ -147,9 +153,31 @@ def _class_folders(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
     return FileImages([path for paths in by_class.values() for path in paths], labels), tuple(by_class)
 
 
-def _photos(train: Images, test: Images | None, classes: tuple[str, ...] | None, image_size: int | None) -> ImageData:
-    size = image_size or min(*train.picture(0).size, FOLDER_SIZE)
-    return ImageData("folder", "photos", train, test, classes, size, 3)
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """In order; nothing in hidden folders, such as thumbnails."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not path.is_dir()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _size(images: FileImages) -> int:
+    """The shorter side of the first image, FOLDER_SIZE at most. Raises DataError when images are too small for one."""
+    for index in np.linspace(0, len(images) - 1, min(MEASURED_FILES, len(images))).astype(int):
+        width, height = images.sides(index)
+        if min(width, height) < SMALLEST_SIZE:
+            raise DataError(
+                f"{images.paths[index]} has {width}x{height} pixels, fewer than {SMALLEST_SIZE} on a side:"
+                " take it out, or choose an --image-size to scale all images to"
+            )
+    return min(*images.sides(0), FOLDER_SIZE)
 
 
 def _cifar10(folder: Path, image_size: int | None) -> ImageData:

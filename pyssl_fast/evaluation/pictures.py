@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patheffects import withStroke
 
 from pyssl_fast.data.images import Images
-from pyssl_fast.evaluation.protocol import Features
+from pyssl_fast.evaluation.protocol import Features, unit
 
 MAPPED_IMAGES = 2000
 THUMBNAILS = 400
@@ -52,12 +53,13 @@ def loss_curve(lines: Sequence[dict[str, Any]], title: str) -> bytes:
     )
 
     at = [line["epoch"] + 1 for line in epochs]
-    bottom.plot(at, [line["rank"] for line in epochs], color=PALETTE[2], linewidth=1.8, marker="o", markersize=3)
+    rank, spread = (np.array([line[name] for line in epochs], dtype=float) for name in ("rank", "spread"))  # null: NaN
+    bottom.plot(at, rank, color=PALETTE[2], linewidth=1.8, marker="o", markersize=3)
     bottom.set_ylabel("effective rank", color=PALETTE[2])
-    bottom.set_ylim(0, 1.1 * max(1.0, *(line["rank"] for line in epochs)))
+    bottom.set_ylim(0, 1.1 * np.nanmax([1.0, *rank]))
     bottom.set_xlabel("epoch")
     right = bottom.twinx()
-    right.plot(at, [line["spread"] for line in epochs], color=PALETTE[4], linewidth=1.8, marker="o", markersize=3)
+    right.plot(at, spread, color=PALETTE[4], linewidth=1.8, marker="o", markersize=3)
     right.set_ylabel("spread", color=PALETTE[4])
     right.set_ylim(0, 1.1)
     for axes in (top, bottom, right):
@@ -102,17 +104,17 @@ def embedding_map(features: Features, images: Images, classes: Sequence[str] | N
 
 def flatten(features: Features) -> tuple[str, npt.NDArray[np.float64]]:
     """[N, D] -> the name of the method, and [N, 2]. t-SNE by cosine distance; PCA for fewer than 50 images."""
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    if len(unit) < 50 or np.ptp(unit, axis=0).max() < 1e-6:
-        centred = (unit - unit.mean(axis=0)).astype(np.float64)
+    rows = unit(features)
+    if len(rows) < 50 or np.ptp(rows, axis=0).max() < 1e-6:
+        centred = (rows - rows.mean(axis=0)).astype(np.float64)
         left, values, _ = np.linalg.svd(centred, full_matrices=False)
-        points = np.zeros((len(unit), 2))
+        points = np.zeros((len(rows), 2))
         points[:, : min(2, len(values))] = (left * values)[:, :2]
         return "PCA", points
     from sklearn.manifold import TSNE
 
-    perplexity = min(30.0, len(unit) / 4)
-    return "t-SNE", TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(unit).astype(np.float64)
+    perplexity = min(30.0, len(rows) / 4)
+    return "t-SNE", TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(rows).astype(np.float64)
 
 
 def _coloured_points(axes: Axes, points: npt.NDArray[Any], labels: npt.NDArray[Any], classes: Sequence[str]) -> None:
@@ -128,7 +130,7 @@ def _coloured_points(axes: Axes, points: npt.NDArray[Any], labels: npt.NDArray[A
             middle = mine[np.square(mine - np.median(mine, axis=0)).sum(axis=1).argmin()]
             axes.text(
                 middle[0], middle[1], name, color=INK, fontsize=11, fontweight="bold", ha="center", va="center",
-                path_effects=[withStroke(linewidth=3, foreground="white")],
+                path_effects=[withStroke(linewidth=3, foreground="white")], parse_math=False,
             )  # fmt: skip
     if len(classes) <= 5 * len(PALETTE):
         legend = axes.figure.legend(
@@ -136,6 +138,8 @@ def _coloured_points(axes: Axes, points: npt.NDArray[Any], labels: npt.NDArray[A
         )
         for handle in filter(None, legend.legend_handles):
             handle.set_alpha(1)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def _thumbnails(axes: Axes, points: npt.NDArray[Any], images: Images, chosen: npt.NDArray[np.int64], size: int) -> None:
@@ -167,5 +171,7 @@ def _plain(axes: Axes) -> None:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the names of classes may be in any script
+        figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
     return buffer.getvalue()

@@ -3,7 +3,7 @@
 Three representations of the same images are compared:
 
 - raw pixels: grey values or RGB in 0..1, averaged down to 32×32 where the images are larger;
-- the untrained encoder: exactly the weights that training started from;
+- the untrained encoder: exactly the weights that training started from, with batch norm statistics of the bank;
 - the trained encoder. Of both encoders the features before the projection head, in evaluation mode, in float32.
 
 All three see the same unaugmented images and the same labels: the images of the training set, all of them labelled, are
@@ -21,6 +21,7 @@ seed of the run.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyssl_fast.data.images import Images, Labels
 
@@ -67,6 +69,26 @@ def encoder_features(encoder: nn.Module, images: Images, size: int) -> Features:
     return np.asarray(torch.cat(parts).numpy())
 
 
+def calibrated(encoder: nn.Module, images: Images, size: int) -> nn.Module:
+    """A copy whose batch norm statistics, which no training has set, are means over one pass over the images, in order.
+
+    Everything else, dropout too, stays as in evaluation. An encoder without batch norm comes back as it is.
+    """
+    encoder = copy.deepcopy(encoder).eval()
+    norms = [part for part in encoder.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    if norms:
+        device = next(encoder.parameters()).device
+        with torch.no_grad():
+            for batch in images.batches(size):
+                if len(batch) > 1:  # a single image may have no variance
+                    encoder(to_input(batch.to(device)))
+    return encoder.eval()
+
+
 def pixel_features(images: Images, size: int) -> Features:
     """[N, C·H·W] raw pixels, 0..1, averaged down to 32×32 where `size` is larger."""
     parts = []
@@ -90,8 +112,8 @@ def knn_accuracy(bank: Features, bank_labels: Labels, test: Features, test_label
     from sklearn.neighbors import KNeighborsClassifier
 
     neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(bank)), algorithm="brute")
-    neighbours.fit(_unit(bank), bank_labels)  # on unit vectors, Euclidean distance orders as cosine similarity does
-    return float(neighbours.score(_unit(test), test_labels))
+    neighbours.fit(unit(bank), bank_labels)  # on unit vectors, Euclidean distance orders as cosine similarity does
+    return float(neighbours.score(unit(test), test_labels))
 
 
 def linear_accuracy(bank: Features, bank_labels: Labels, test: Features, test_labels: Labels) -> float:
@@ -122,5 +144,6 @@ def not_beaten(scores: dict[str, Score]) -> list[str]:
     ]
 
 
-def _unit(features: Features) -> Features:
+def unit(features: Features) -> Features:
+    """Rows of length 1; zeros stay zeros."""
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.float32(1e-12))

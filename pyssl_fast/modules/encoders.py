@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -63,31 +65,43 @@ def build_encoder(name: str, channels: int, size: int) -> tuple[nn.Module, int]:
     Raises:
         ValueError: no such model, or one that does not turn such images into a vector.
     """
-    import torchvision.models
-
-    if name == SMALL:
-        return SmallEncoder(channels), SmallEncoder.out_dim
-    if name in torchvision.models.list_models(module=torchvision.models):
-        encoder = _torchvision_encoder(name, channels, size)
-    elif importlib.util.find_spec("timm") is None:
-        raise ValueError(
-            f"unknown encoder {name!r}: not {SMALL!r} nor a torchvision model (timm's names need: pip install timm)"
-        )
-    else:
-        import timm
-
-        if not timm.is_model(name):
-            raise ValueError(f"unknown encoder {name!r}: neither {SMALL!r}, nor a model of torchvision or timm")
-        encoder = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
-    encoder.eval()
     try:
-        with torch.no_grad():
-            features = encoder(torch.zeros(2, channels, size, size))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torchvision's, about the way some models start
+            encoder = _find_encoder(name, channels, size)
+        # A trial, as training will use it; on a copy, and leaving the random numbers alone.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            features = copy.deepcopy(encoder).train()(torch.zeros(2, channels, size, size))
+    except UnknownEncoder:
+        raise
     except Exception as error:  # too small an image shows itself as almost anything
         raise ValueError(f"encoder {name!r} cannot take images of {size}x{size} pixels: {error}") from error
     if not isinstance(features, Tensor) or features.dim() != 2:
         raise ValueError(f"encoder {name!r} does not turn an image into one vector")
     return encoder.train(), features.shape[1]
+
+
+class UnknownEncoder(ValueError):
+    """No such encoder, or none that can be used."""
+
+
+def _find_encoder(name: str, channels: int, size: int) -> nn.Module:
+    import torchvision.models
+
+    if name == SMALL:
+        return SmallEncoder(channels)
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return _torchvision_encoder(name, channels, size)
+    if importlib.util.find_spec("timm") is None:
+        raise UnknownEncoder(
+            f"unknown encoder {name!r}: not {SMALL!r} nor a torchvision model (timm's names need: pip install timm)"
+        )
+    import timm
+
+    if not timm.is_model(name):
+        raise UnknownEncoder(f"unknown encoder {name!r}: neither {SMALL!r}, nor a model of torchvision or timm")
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    return model
 
 
 def _torchvision_encoder(name: str, channels: int, size: int) -> nn.Module:
@@ -97,7 +111,7 @@ def _torchvision_encoder(name: str, channels: int, size: int) -> nn.Module:
     model: nn.Module = torchvision.models.get_model(name, weights=None, **takes_size)
     classifiers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not classifiers:
-        raise ValueError(f"encoder {name!r} has no linear classifier to take off")
+        raise UnknownEncoder(f"encoder {name!r} has no linear classifier to take off")
     model.set_submodule(classifiers[-1], nn.Identity())
     if isinstance(model, torchvision.models.ResNet) and size <= 64:
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)

@@ -11,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import math
 import os
+import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -25,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from pyssl_fast import backend, use_backend
-from pyssl_fast.data import ImageData, load_data
+from pyssl_fast.data import DataError, ImageData, load_data
 from pyssl_fast.data.images import Subset
 from pyssl_fast.data.loader import Schedule, ViewDataset, view_loader
 from pyssl_fast.evaluation import pictures
@@ -35,6 +38,7 @@ from pyssl_fast.evaluation.protocol import (
     TRAINED,
     UNTRAINED,
     Score,
+    calibrated,
     encoder_features,
     not_beaten,
     pixel_features,
@@ -51,7 +55,6 @@ METRICS = "metrics.jsonl"
 ENCODER = "encoder.pt"
 LOSS_PICTURE = "loss.png"
 MAP_PICTURE = "embeddings.png"
-FILES = (CHECKPOINT, METRICS, ENCODER, LOSS_PICTURE, MAP_PICTURE)
 
 PRECISIONS = ("highest", "high", "medium", "bf16", "fp16")
 WARM_UP = 0.05  # of all steps
@@ -152,8 +155,9 @@ def settle(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) ->
     """
     recipe = find_recipe(given["method"])
     if stored is not None:
-        _refuse_differences(given, stored)
-        settings = Settings(**stored)
+        with _same_version():
+            settings = Settings(**stored)
+        _refuse_differences(given, asdict(settings))
         data = load_data(settings.data, full=settings.full, image_size=settings.image_size)
         return settings, data
     start = Settings(**given)
@@ -164,14 +168,21 @@ def settle(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) ->
     if start.precision not in PRECISIONS:
         raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}; got {start.precision!r}")
     data = load_data(start.data, full=start.full, image_size=start.image_size or None)
+    judged = () if data.test is None else (("training", data.train), ("test", data.test))
+    for part, images in judged:
+        if images.labels is None or len(np.unique(images.labels)) < 2:
+            raise ValueError(
+                f"{data.name}: the {part} images are of fewer than two classes, so that accuracies cannot be measured;"
+                " give more images of every class, or all images in one flat folder to train without labels"
+            )
     budget = asdict(recipe.budgets.get(data.name, recipe.budgets[""]))
     budget["batch_size"] = min(budget["batch_size"], len(data.train))
     options = {option.name: option.default for option in fields(recipe.Options)} | dict(start.options)
     settings = Settings(**{**asdict(start), **budget, **given, "image_size": data.size, "options": options})
     if settings.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {settings.epochs}")
-    if not settings.learning_rate > 0 or not settings.weight_decay >= 0:
-        raise ValueError("--learning-rate must be greater than 0 and --weight-decay at least 0")
+    if not 0 < settings.learning_rate < math.inf or not 0 <= settings.weight_decay < math.inf:
+        raise ValueError("--learning-rate must be greater than 0 and --weight-decay at least 0, both finite")
     if settings.batch_size < 2:
         raise ValueError(f"--batch-size must be at least 2 (it compares images), got {settings.batch_size}")
     if settings.batch_size > len(data.train):
@@ -196,8 +207,9 @@ class Training:
         settings, data, machine: what it was made of.
         out: the folder of its files.
         recipe: the method with its networks.
-        step: steps done; saved_step: as of the last checkpoint.
+        step: steps done; saved_step: as of the last checkpoint, None before the first one.
         total_steps: of the whole run.
+        notes: what the person who resumes a run should know, in lines.
         stop_requested: set it to True, and `train` saves after the current step and raises Interrupted.
     """
 
@@ -215,7 +227,10 @@ class Training:
         self.machine = machine
         self.out = out
         self.stop_requested = False
+        self.notes: list[str] = []
         self.device = _device(machine.device)
+        if machine.compile and self.device.type == "cpu":
+            _require_compiler()
         self.workers = _workers(machine.workers, self.device, data)
         torch.manual_seed(settings.seed)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
@@ -226,18 +241,22 @@ class Training:
             self.kernels = backend.choose(recipe.family, torch.empty(0, device=self.device))
         encoder, features = build_encoder(settings.encoder, data.channels, data.size)
         self.untrained = copy.deepcopy(encoder)
-        self.recipe = recipe(encoder, features, recipe.Options(**settings.options))
+        with contextlib.nullcontext() if state is None else _same_version():
+            options = recipe.Options(**settings.options)
+        self.recipe = recipe(encoder, features, options)
         self.recipe.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.augmentations = self.recipe.augmentations(data)
         self.optimizer = torch.optim.AdamW(_decay_groups(self.recipe, settings.weight_decay), settings.learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
 
-        self.step = self.saved_step = 0
+        self.step = 0
+        self.saved_step: int | None = None
         self.steps_per_epoch = len(data.train) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
         self.seconds = 0.0  # of training, without checkpoints and evaluation
         self._epoch = {"loss": 0.0, "seconds": 0.0, "loss_seconds": 0.0}  # sums over the epoch so far
         self._metrics_length = 0
+        self._data_fingerprint = [None if part is None else part.fingerprint() for part in (data.train, data.test)]
         if state is not None:
             self._restore(state)
 
@@ -246,25 +265,38 @@ class Training:
     def train(self) -> Iterator[StepReport | EpochReport]:
         """Train to the end, one report after every step and every epoch.
 
+        An earlier run in the folder is replaced when the first batch is there, not before.
+
         Raises:
-            Interrupted: after stop_requested.
-            TrainingError: the loss is not a number any more.
+            Interrupted: after stop_requested, even if that was the last step.
+            TrainingError: the loss or the weights are not numbers any more.
             DataError: an image cannot be read.
             OSError: a file cannot be written, such as on a full disk; the last checkpoint is whole.
         """
-        per_epoch, batch_size = self.steps_per_epoch, self.settings.batch_size
-        dataset = ViewDataset(self.data.train, self.augmentations, self.settings.seed)
-        schedule = Schedule(len(self.data.train), batch_size, self.settings.epochs, self.settings.seed, self.step)
-        embed = torch.compile(self.recipe.embed) if self.machine.compile else self.recipe.embed
+        count, settings = len(self.data.train), self.settings
+        dataset = ViewDataset(self.data.train, self.augmentations, settings.seed)
+        schedule = Schedule(count, settings.batch_size, settings.epochs, settings.seed, self.step)
         with (
             use_backend(self.backend),
-            _matmul_precision(self.settings.precision),
-            contextlib.closing(MetricsFile(self.out / METRICS, self._metrics_length)) as metrics,
+            _matmul_precision(settings.precision),
+            contextlib.closing(view_loader(dataset, schedule, self.workers)) as loader,
         ):
+            batches = self._until_stopped(loader)
+            first = list(itertools.islice(batches, 1))  # none when all steps were done before
+            if self.stop_requested and self.saved_step is None:
+                raise KeyboardInterrupt
             if self.step == 0:
-                self._save(metrics)
+                self._save()
+                for name in (ENCODER, LOSS_PICTURE, MAP_PICTURE):
+                    (self.out / name).unlink(missing_ok=True)
+            yield from self._steps(itertools.chain(first, batches))
+
+    def _steps(self, batches: Iterator[list[Tensor]]) -> Iterator[StepReport | EpochReport]:
+        per_epoch, batch_size = self.steps_per_epoch, self.settings.batch_size
+        embed = torch.compile(self.recipe.embed) if self.machine.compile else self.recipe.embed
+        with contextlib.closing(MetricsFile(self.out / METRICS, self._metrics_length)) as metrics:
             last_save = clock = time.perf_counter()
-            for batch in view_loader(dataset, schedule, self.workers):
+            for batch in batches:
                 loss, loss_seconds = self._train_step(embed, batch)
                 self.step += 1
                 if not math.isfinite(loss):
@@ -294,9 +326,20 @@ class Training:
                     last_save = time.perf_counter()
                 if end_of_epoch:
                     yield report
-                if self.stop_requested and self.step < self.total_steps:
+                if self.stop_requested and self.saved_step == self.step:
                     raise Interrupted
                 clock = time.perf_counter()
+            if self.stop_requested:
+                self._save(metrics)
+                raise Interrupted
+
+    def _until_stopped(self, batches: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
+        """Workers may end by the same signal that asked to stop: no failure, all steps before are whole."""
+        try:
+            yield from batches
+        except DataError:
+            if not self.stop_requested:
+                raise
 
     def _train_step(
         self, embed: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], batch: list[Tensor]
@@ -347,13 +390,21 @@ class Training:
 
     # Checkpoints
 
-    def _save(self, metrics: MetricsFile) -> None:
-        self._metrics_length = metrics.sync()
+    def _save(self, metrics: MetricsFile | None = None) -> None:
+        """metrics: None when nothing was written yet."""
+        networks = self.recipe.state_dict()
+        if not all(bool(value.isfinite().all()) for value in networks.values()):
+            raise TrainingError(
+                f"the weights are not finite at step {self.step}: try a smaller --learning-rate;"
+                f" the checkpoint is still that of step {self.saved_step}"
+            )
+        self._metrics_length = 0 if metrics is None else metrics.sync()
         state = {
             "settings": asdict(self.settings),
             "step": self.step,
-            "images": len(self.data.train),
-            "recipe": self.recipe.state_dict(),
+            "data_fingerprint": self._data_fingerprint,
+            "threads": torch.get_num_threads(),
+            "recipe": networks,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
@@ -366,20 +417,29 @@ class Training:
         self.saved_step = self.step
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["images"] != len(self.data.train):
+        with _same_version():
+            fingerprint, threads = state["data_fingerprint"], state["threads"]
+            self.recipe.load_state_dict(state["recipe"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            torch.set_rng_state(state["random"])
+            if self.device.type == "cuda" and state["device_random"] is not None:
+                torch.cuda.set_rng_state(state["device_random"], self.device)
+            self.step = self.saved_step = state["step"]
+            self._metrics_length = state["metrics_length"]
+            self._epoch = dict(state["epoch"])
+            self.seconds = state["seconds"]
+        if fingerprint != self._data_fingerprint:
             raise ValueError(
-                f"the data has changed: {state['images']:,} training images at the start, {len(self.data.train):,} now"
+                f"{self.settings.data} has changed since the run was started (images, names or labels):"
+                " test images could have become training images; restore it, or start a new run"
             )
-        self.recipe.load_state_dict(state["recipe"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"])
-        if self.device.type == "cuda" and state["device_random"] is not None:
-            torch.cuda.set_rng_state(state["device_random"], self.device)
-        self.step = self.saved_step = state["step"]
-        self._metrics_length = state["metrics_length"]
-        self._epoch = dict(state["epoch"])
-        self.seconds = state["seconds"]
+        if self._metrics_length:
+            read_metrics(self.out / METRICS, self._metrics_length)
+        if threads != torch.get_num_threads():
+            self.notes.append(
+                f"{threads} threads at the start, {torch.get_num_threads()} now: the result may differ in its last bits"
+            )
 
     # What came out
 
@@ -401,7 +461,9 @@ class Training:
             scores = {}
             for name, represent in {
                 RAW: partial(pixel_features, size=size),
-                UNTRAINED: partial(encoder_features, self.untrained.to(self.device), size=size),
+                UNTRAINED: partial(
+                    encoder_features, calibrated(self.untrained.to(self.device), data.train, size), size=size
+                ),
                 TRAINED: partial(encoder_features, self.recipe.encoder, size=size),
             }.items():
                 say(f"k-NN and linear probe: {name}")
@@ -460,10 +522,28 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def _require_compiler() -> None:
+    compiler = shlex.split(os.environ.get("CXX") or "g++")[0]
+    if shutil.which(compiler) is None:
+        raise ValueError(f"--compile needs a C++ compiler on the CPU, and there is no {compiler} (CXX names another)")
+
+
+@contextlib.contextmanager
+def _same_version() -> Iterator[None]:
+    """Whatever does not fit while a checkpoint is taken apart comes from a version that wrote it differently."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        detail = " ".join(str(error).strip().splitlines()[-1:]).strip()  # torch lists what does not fit, a line each
+        raise ValueError(
+            f"the checkpoint is of another version, which this one cannot continue ({type(error).__name__}: {detail})"
+        ) from error
 
 
 def _workers(asked: int | None, device: torch.device, data: ImageData) -> int:

@@ -3,26 +3,59 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
+import math
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing a run into the folder, which is made when it is not there.
+
+    The lock ends with the process, however that ends, and worker processes do not inherit it. A folder that was made
+    here is removed again when nothing was written into it.
+
+    Raises:
+        ValueError: another process holds the lock.
+    """
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with open(path, "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(f"another run is writing to {folder}") from None
+        if os.fstat(file.fileno()).st_nlink == 0:  # its holder removed it between our two steps
+            raise ValueError(f"another run was writing to {folder} until now: try again")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if not existed:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by a file with this content, or, when that fails, leave it as it was."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Replace `path` by a file with this content, or, when that fails, leave it as it was.
+
+    One writer at a time: what a killed one leaves behind has a fixed name, and the next one replaces it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -67,7 +100,7 @@ class MetricsFile:
         self._file.seek(length)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(json.dumps(_without_nan(line)).encode() + b"\n")
 
     def sync(self) -> int:
         """Bring everything onto the disk; the length of the file in bytes."""
@@ -79,6 +112,22 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _without_nan(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity: null stands for them."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path, length: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a metrics file, or of its first `length` bytes. Raises ValueError when one is not whole."""
+    raw = path.read_bytes()
+    if length is not None and len(raw) < length:
+        raise ValueError(f"{path} is shorter than at the time of the checkpoint; it cannot be continued")
+    lines = []
+    for number, text in enumerate(raw[:length].splitlines(), start=1):
+        try:
+            lines.append(dict(json.loads(text)))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path} is damaged at line {number}") from None
+    return lines

@@ -32,6 +32,8 @@ class SimCLR(Recipe):
 
     def __init__(self, encoder: nn.Module, features: int, options: Options) -> None:
         super().__init__(encoder, features, options)
+        if options.embedding_dim < 1:
+            raise ValueError(f"--embedding-dim must be at least 1, got {options.embedding_dim}")
         self.projector = ProjectionHead(features, out_dim=options.embedding_dim)
         self.criterion = NTXentLoss(temperature=options.temperature)
 

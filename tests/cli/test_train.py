@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -87,6 +88,8 @@ def test_collapse_is_said_aloud(data, tmp_path, monkeypatch):
         (("simclr", "--temperature", "0"), "temperature must be"),
         (("simclr", "--temperature", "nan"), "temperature must be"),
         (("simclr", "--device", "cuda:99"), "--device cuda:99 cannot be used here"),
+        (("simclr", "--device", "meta"), "--device meta cannot be used here"),
+        (("simclr", "--learning-rate", "inf"), "both finite"),
         (("simclr", "--device", "toaster"), "--device toaster cannot be used here"),
         (("simclr", "--backend", "cuda", "--device", "cpu"), "backend 'cuda' cannot run here"),
         (("simclr", "--resume"), "nothing to resume"),
@@ -131,6 +134,36 @@ def test_a_full_disk(data, tmp_path, monkeypatch):
     outcome = invoke("simclr", "--data", data, "--out", tmp_path, "--batch-size", 8, "--epochs", 9)
     assert refused(outcome, "No space left on device; step 6 is saved, continue with: pyssl-fast train simclr")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_of_any_name_and_how_to_go_on(data, tmp_path, monkeypatch):
+    from pyssl_fast.recipes.engine import Training
+
+    out = tmp_path / "a[/b] $x"
+    arguments = ("simclr", "--data", data, "--epochs", 1, "--out", out, "--workers", 0, "--device", "cpu")
+    monkeypatch.setattr(Training, "evaluate", lambda *arguments: {}["nothing"])
+    outcome = invoke(*arguments)
+    monkeypatch.undo()
+    assert refused(outcome, "KeyError: 'nothing' (a traceback: PYSSL_FAST_TRACEBACK=1); step 1 is saved")
+    command = shlex.split(outcome.stderr.partition("continue with: ")[2])
+    assert command == [
+        "pyssl-fast",
+        "train",
+        "simclr",
+        "--out",
+        str(out),
+        *shlex.split("--resume --device cpu --workers 0"),
+    ]
+    outcome = CliRunner().invoke(main, command[1:])
+    assert outcome.exit_code == 0, outcome.output
+    monkeypatch.setattr(Training, "evaluate", lambda *arguments: {}["nothing"])
+    monkeypatch.setenv("PYSSL_FAST_TRACEBACK", "1")
+    assert isinstance(CliRunner().invoke(main, command[1:]).exception, KeyError)
+
+
+def test_compiling_needs_a_compiler(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    assert refused(invoke("simclr", "--data", data, "--out", tmp_path, "--compile"), "there is no no-such-compiler")
 
 
 def test_missing_packages_are_named(monkeypatch):

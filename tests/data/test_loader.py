@@ -1,5 +1,8 @@
 """Which views come, in which order: functions of the seed, the epoch and the image alone."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +81,20 @@ def test_an_unreadable_image_is_one_line_from_any_process(tmp_path, workers):
     with pytest.raises(DataError) as caught:
         list(view_loader(dataset, Schedule(2, 2, 1, 0), workers))
     assert str(caught.value) == f"cannot read the image {tmp_path / 'broken.png'}: not an image"
+
+
+class Broken(ArrayImages):
+    def picture(self, index):
+        if index == 0:
+            raise RuntimeError("a bug")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("order", "error", "message"), [([0, 1], RuntimeError, "a bug"), ([1, 0], DataError, "died")])
+def test_a_bug_in_a_worker_is_not_a_dead_worker(order, error, message):
+    dataset = ViewDataset(Broken(IMAGES.array, None), [two_view_augmentation("digits", 16)], 0)
+    with pytest.raises(error, match=message):
+        list(view_loader(dataset, [[(0, index) for index in order]], 1))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Every source from tiny files, and what is said when they are wrong."""
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pyssl_fast.data import DataError, load_data
-from pyssl_fast.data.images import FileImages, stratified_split, to_tensor
+from pyssl_fast.data.images import ArrayImages, FileImages, Subset, stratified_split, to_tensor
 from pyssl_fast.data.sources import read_idx
 from tests.data.tiny import idx, write_fashion, write_images
 
@@ -106,6 +107,66 @@ def test_folder_with_its_own_split(tmp_path):
     write_images(tmp_path / "val" / "c", 1)
     with pytest.raises(DataError, match="same sub-folders"):
         load_data(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["test", "val", "valid", "Validation"])
+def test_folder_names_of_test_images(tmp_path, name):
+    for part in ("train", name):
+        write_images(tmp_path / part / "a", 1)
+        write_images(tmp_path / part / "b", 1)
+    assert len(load_data(f"folder:{tmp_path}").test) == 2
+
+
+@pytest.mark.parametrize("names", [("train",), ("test",), ("train", "cat"), ("val", "test")])
+def test_half_a_split_is_refused(tmp_path, names):
+    for name in names:
+        write_images(tmp_path / name / "a", 1)
+    with pytest.raises(DataError, match="but not both train/ and one of test, val, valid, validation"):
+        load_data(f"folder:{tmp_path}")
+
+
+def test_hidden_folders_are_not_seen(tmp_path):
+    for name in ("cat", "cat/.thumbnails/small", ".thumbnails", "dog"):
+        write_images(tmp_path / name, 2)
+    data = load_data(f"folder:{tmp_path}")
+    assert data.classes == ("cat", "dog")
+    assert len(data.train) + len(data.test) == 4
+
+
+def test_an_image_too_small_is_named_unless_a_size_is_given(tmp_path):
+    write_images(tmp_path, 3)
+    Image.new("RGB", (40, 2)).save(tmp_path / "1.png")
+    with pytest.raises(DataError, match=f"{tmp_path / '1.png'} has 40x2 pixels"):
+        load_data(f"folder:{tmp_path}")
+    assert load_data(f"folder:{tmp_path}", image_size=16).size == 16
+
+
+def test_images_are_seen_as_a_viewer_shows_them(tmp_path):
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    clear = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    clear.putpixel((0, 0), (0, 0, 255, 255))
+    clear.save(tmp_path / "clear.png")
+    turned = Image.new("RGB", (20, 30))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    deep, clear, turned = map(
+        FileImages([tmp_path / f for f in ("deep.png", "clear.png", "turned.jpg")], None).picture, range(3)
+    )
+    assert np.array(deep)[0, :, 0].tolist() == [0, 100, 255]
+    assert np.array(clear)[0].tolist() == [[0, 0, 255], [255, 255, 255]]
+    assert turned.size == (30, 20)
+
+
+def test_fingerprints_differ_with_images_order_and_labels():
+    array, labels = np.arange(32, dtype=np.uint8).reshape(2, 4, 4), np.array([0, 1])
+    sets = [
+        ArrayImages(array, labels), ArrayImages(array[::-1], labels), ArrayImages(array, labels[::-1]),
+        Subset(ArrayImages(array, labels), np.array([0])), Subset(ArrayImages(array, labels), np.array([1])),
+        FileImages([Path("a"), Path("b")], labels), FileImages([Path("b"), Path("a")], labels),
+    ]  # fmt: skip
+    assert len({images.fingerprint() for images in sets}) == len(sets)
+    assert sets[0].fingerprint() == ArrayImages(array.copy(), labels.copy()).fingerprint()
 
 
 def test_folder_errors(tmp_path):

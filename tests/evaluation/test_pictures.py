@@ -31,6 +31,19 @@ def test_loss_curve(steps):
     assert opened(pictures.loss_curve(lines, "a run")).width == 1200
 
 
+def test_a_loss_curve_with_a_spread_that_was_no_number():
+    lines = [{"kind": "step", "step": 1, "epoch": 0, "loss": 1.0}]
+    lines += [{"kind": "epoch", "epoch": 0, "rank": None, "spread": None}]
+    assert opened(pictures.loss_curve(lines, "a run")).width == 1200
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_classes_are_drawn_as_they_are():
+    images = ArrayImages(np.zeros((4, 8, 8), np.uint8), np.arange(4) % 2)
+    features = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    assert opened(pictures.embedding_map(features, images, ("a$x_$", "漢字"), 8, "run"))
+
+
 @pytest.mark.parametrize("count", [2, 60])
 def test_map_with_classes_has_their_colours(count):
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from pyssl_fast.evaluation.protocol import (
     TRAINED,
     UNTRAINED,
     Score,
+    calibrated,
     encoder_features,
     knn_accuracy,
     linear_accuracy,
@@ -70,6 +71,17 @@ def test_encoder_features_are_in_order_and_change_nothing():
     assert np.allclose(features, (images.array.reshape(7, 64) / 127.5 - 1) * 2, atol=1e-4)
     assert encoder.training
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_calibration_sets_the_statistics_of_a_copy():
+    torch.manual_seed(0)
+    images = ArrayImages(np.random.default_rng(0).integers(0, 256, (501, 4, 4), dtype=np.uint8), None)
+    encoder = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Dropout(0.5), torch.nn.Flatten())
+    features = encoder_features(calibrated(encoder, images, 4), images, 4)
+    assert abs(features.mean()) < 0.01
+    assert abs(features.std() - 1) < 0.01
+    assert encoder[0].num_batches_tracked == 0
+    assert np.array_equal(features, encoder_features(calibrated(encoder, images, 4), images, 4))
 
 
 def test_what_was_not_beaten_is_named():

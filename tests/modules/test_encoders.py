@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyssl_fast.modules import ProjectionHead, build_encoder
+from pyssl_fast.modules.encoders import SmallEncoder
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,8 @@ def test_a_resnet_keeps_the_resolution_of_small_images():
     [
         ("resnet17", 32, "unknown encoder 'resnet17'"),
         ("alexnet", 16, "cannot take images of 16x16"),
+        ("vit_b_16", 24, "cannot take images of 24x24"),
+        ("googlenet", 64, "encoder 'googlenet'"),
         ("squeezenet1_1", 64, "no linear classifier"),
     ],
 )
@@ -50,6 +53,16 @@ def test_encoders_that_do_not_fit(name, size, message):
 def test_without_timm_it_is_named():
     with pytest.raises(ValueError, match="pip install timm"):
         build_encoder("convnextv2_atto", 3, 64)
+
+
+def test_the_trial_leaves_nothing_behind():
+    torch.manual_seed(0)
+    encoder, _ = build_encoder("small", 1, 28)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    SmallEncoder(1)
+    assert torch.equal(torch.rand(1), after)
+    assert encoder.layers[1].num_batches_tracked == 0
 
 
 def test_projection_head():

@@ -3,12 +3,14 @@
 import dataclasses
 import errno
 import os
+import shutil
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyssl_fast.data import DataError
 from pyssl_fast.recipes import find_recipe
 from pyssl_fast.recipes.engine import (
     CHECKPOINT,
@@ -23,10 +25,10 @@ from pyssl_fast.recipes.engine import (
     schedule_factor,
     settle,
 )
-from pyssl_fast.recipes.files import load_checkpoint, read_metrics
+from pyssl_fast.recipes.files import load_checkpoint, read_metrics, save_checkpoint
 from pyssl_fast.recipes.recipe import Budget, Recipe, option
 from pyssl_fast.recipes.simclr import SimCLR
-from tests.data.tiny import write_fashion
+from tests.data.tiny import write_fashion, write_images
 
 TIMES = ("seconds", "images_per_second", "loss_share", "training_seconds")
 
@@ -78,6 +80,14 @@ def uninterrupted(data_folder, tmp_path_factory):
     return result(out)
 
 
+@pytest.fixture(scope="module")
+def stopped(data_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Interrupted):
+        run(begin(data_folder, out), 1)
+    return out
+
+
 def test_metrics_have_every_step_and_epoch_once(uninterrupted):
     state, lines = uninterrupted
     assert state["step"] == 12
@@ -91,10 +101,7 @@ def test_metrics_have_every_step_and_epoch_once(uninterrupted):
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(data_folder, tmp_path, uninterrupted, stops):
     training = begin(data_folder, tmp_path)
     for stop in stops:
-        if stop < 12:
-            with pytest.raises(Interrupted):
-                run(training, stop)
-        else:
+        with pytest.raises(Interrupted):  # after the last step too: the evaluation takes long
             run(training, stop)
         assert training.step == training.saved_step == stop
         torch.rand(3)  # whatever else happens in between
@@ -166,6 +173,104 @@ def test_a_full_disk_leaves_the_last_checkpoint(data_folder, tmp_path, monkeypat
     assert run(begin(data_folder, tmp_path, resume=True)).saved_step == 12
 
 
+def test_changed_data_is_refused_even_when_as_many_images(tmp_path):
+    for name in ("a", "b"):
+        write_images(tmp_path / "data" / name, 5)
+    given = {"data": f"folder:{tmp_path / 'data'}", "batch_size": 4, "image_size": 16}
+    with pytest.raises(Interrupted):
+        run(begin(None, tmp_path / "run", **given), 1)
+    begin(None, tmp_path / "run", resume=True, **given)
+    (tmp_path / "data" / "a" / "0.png").rename(tmp_path / "data" / "a" / "9.png")
+    with pytest.raises(ValueError, match="has changed since the run was started"):
+        begin(None, tmp_path / "run", resume=True, **given)
+
+
+def test_the_data_of_a_class_too_small_to_be_judged_is_refused(tmp_path):
+    for name in ("a", "b", "c"):
+        write_images(tmp_path / name, 2 if name == "a" else 1)
+    with pytest.raises(ValueError, match="the test images are of fewer than two classes"):
+        settle({"method": "simclr", "data": f"folder:{tmp_path}"})
+
+
+def spoil(out, change):
+    state = load_checkpoint(out / CHECKPOINT)
+    change(state)
+    save_checkpoint(out / CHECKPOINT, state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("optimizer"),
+        lambda state: state["settings"].update(colour="red"),
+        lambda state: state["settings"]["options"].update(colour="red"),
+        lambda state: state["recipe"].popitem(),
+        lambda state: state["settings"].update(encoder="resnet18"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_said_to_be_one(stopped, tmp_path, data_folder, change):
+    shutil.copytree(stopped, tmp_path / "run")
+    spoil(tmp_path / "run", change)
+    with pytest.raises(ValueError, match="the checkpoint is of another version") as caught:
+        begin(data_folder, tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"{}\n" * 3 + b"{" + b" " * 999, "damaged at line 4"), (b"", "is shorter")]
+)
+def test_damaged_metrics_are_named_before_training(stopped, tmp_path, data_folder, content, message):
+    shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "run" / METRICS).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        begin(data_folder, tmp_path / "run", resume=True)
+
+
+def test_another_number_of_threads_is_noted(stopped, tmp_path, data_folder):
+    shutil.copytree(stopped, tmp_path / "run")
+    assert begin(data_folder, tmp_path / "run", resume=True).notes == []
+    spoil(tmp_path / "run", lambda state: state.update(threads=99))
+    assert begin(data_folder, tmp_path / "run", resume=True).notes[0].startswith("99 threads at the start")
+
+
+def test_an_earlier_run_is_kept_until_the_first_batch_is_there(stopped, tmp_path, data_folder, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(stopped, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    training = begin(data_folder, out)
+    monkeypatch.setattr(training.data.train, "picture", lambda index: {}[index])
+    with pytest.raises(KeyError):
+        run(training)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert training.saved_step is None
+
+
+def test_workers_that_end_by_the_signal_that_stops_the_run_are_no_failure(data_folder, tmp_path, uninterrupted):
+    training = begin(data_folder, tmp_path)
+    picture, calls = training.data.train.picture, iter(range(1000))
+
+    def ended(index):
+        if next(calls) == 20:  # while the fourth batch is awaited
+            training.stop_requested = True
+            raise DataError("a data worker process died")
+        return picture(index)
+
+    training.data.train.picture = ended
+    with pytest.raises(Interrupted):
+        run(training)
+    assert training.step == training.saved_step == 3
+    assert same(result(run(begin(data_folder, tmp_path, resume=True)).out), uninterrupted)
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(data_folder, tmp_path):
+    training = begin(data_folder, tmp_path)
+    with pytest.raises(TrainingError, match=r"not finite at step 6: .* still that of step 0"):
+        for report in training.train():
+            if report.step == 6:
+                training.recipe.projector.layers[0].weight.data[0, 0] = float("inf")
+    assert load_checkpoint(tmp_path / CHECKPOINT)["step"] == 0
+
+
 def test_a_loss_that_is_no_number_stops_the_run(data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(SimCLR, "loss", lambda self, *views: views[0].sum() * float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan at step 1"):
@@ -188,6 +293,8 @@ def test_every_precision_trains(data_folder, tmp_path, precision):
         ({"epochs": 0}, "--epochs must be at least 1"),
         ({"learning_rate": 0.0}, "--learning-rate must be greater than 0"),
         ({"learning_rate": float("nan")}, "--learning-rate must be greater than 0"),
+        ({"learning_rate": float("inf")}, "--learning-rate must be .* finite"),
+        ({"options": {"embedding_dim": 0}}, "--embedding-dim must be at least 1"),
         ({"image_size": 4}, "--image-size must be at least 16"),
         ({"seed": -1}, "--seed must not be negative"),
         ({"encoder": "resnet17"}, "unknown encoder 'resnet17'"),
