@@ -38,10 +38,7 @@ class Tournament {
   // counts have no say in it: that would change the order of additions.
   Tournament(int64_t rows, int64_t largest_edge)
       : rows_(rows),
-        edge_(rows < 1536 ? kRowPadding
-              : rows < 6144 || largest_edge < kBlock
-                  ? kBlock / 2
-                  : kBlock),  // small problems: more pairs, so that the threads end together
+        edge_(rows < 1536 ? kRowPadding : rows < 6144 ? kBlock / 2 : largest_edge),
         blocks_((rows + edge_ - 1) / edge_),
         players_(blocks_ + blocks_ % 2) {}
 
@@ -118,7 +115,7 @@ struct Tile {
 
 static inline double clamped(double norm) { return norm < kNormEps ? kNormEps : norm; }
 
-// The normalised rows: inverse norms, and their packing for the products.
+// The normalised rows: their norms, and their packing for the products.
 template <class Products>
 void normalise(Team& team, const Matrix& z, int64_t rows, int64_t dim, double* norm, Products& products,
                float* buffer) {
