@@ -34,11 +34,9 @@ struct Pair {
 // block still receives its additions in one fixed order.
 class Tournament {
  public:
-  // Small problems are cut into smaller blocks, so that there are pairs enough for the threads to end together. Thread
-  // counts have no say in it: that would change the order of additions.
   Tournament(int64_t rows, int64_t largest_edge)
       : rows_(rows),
-        edge_(rows < 1536 ? kRowPadding : rows < 6144 ? kBlock / 2 : largest_edge),
+        edge_(edge_for(rows, largest_edge)),
         blocks_((rows + edge_ - 1) / edge_),
         players_(blocks_ + blocks_ % 2) {}
 
@@ -62,6 +60,13 @@ class Tournament {
   }
 
  private:
+  // Small problems are cut into smaller blocks, so that there are pairs enough for the threads to end together. Thread
+  // counts have no say in it: that would change the order of additions.
+  static int64_t edge_for(int64_t rows, int64_t largest_edge) {
+    if (rows < 1536) return kRowPadding;
+    return rows < 6144 ? kBlock / 2 : largest_edge;
+  }
+
   const int64_t rows_, edge_, blocks_, players_;
 };
 
