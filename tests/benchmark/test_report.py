@@ -128,13 +128,11 @@ def test_table_and_notes_name_every_side_and_the_floor(document: dict) -> None:
 
 
 def test_figure_is_drawn(document: dict, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     assert report.figure(document, tmp_path / "o.png") == 8
     assert (tmp_path / "o.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_figure_takes_one_size_and_no_memory(document: dict, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     lean = copy.deepcopy(document)
     lean["cases"] = lean["cases"][:1]
     lean["results"] = [dict(row, extra_peak_mb=None) for row in lean["results"] if row["rows"] == 64]

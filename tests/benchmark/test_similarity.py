@@ -54,7 +54,8 @@ def test_a_call_leaves_gradients_that_reset_takes_away(name: str, monkeypatch: p
 
 
 def test_an_instruction_set_is_forced_and_put_back() -> None:
-    cpu = pytest.importorskip("pyssl_fast._cpu")
+    from pyssl_fast import _cpu as cpu
+
     before = cpu.isa()
     (side,) = similarity.sides(Case(8, 4), ["cpu"], ["medium"], ["generic"])
     assert (side.name, side.label) == ("cpu:medium:generic", "ours, cpu medium generic")

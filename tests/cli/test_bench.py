@@ -17,7 +17,6 @@ def _bench(*arguments: str) -> Result:
 
 
 def test_bench_prints_a_table_and_writes_json_and_png(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     json_path, png_path = tmp_path / "o.json", tmp_path / "o.png"
     files = ["--json", str(json_path), "--png", str(png_path)]
     result = _bench(*FAST, "--rows", "128,256", "--sides", "ours,eager,blocked,bare", *files)
@@ -37,7 +36,6 @@ def test_bench_forward_in_low_precision(dtype: str) -> None:
 
 
 def test_bench_has_a_side_per_precision_and_instruction_set(tmp_path: Path) -> None:
-    pytest.importorskip("pyssl_fast._cpu")
     path = tmp_path / "o.json"
     result = _bench(*FAST, "--sides", "cpu", "--precision", "highest,medium", "--isa", "generic", "--json", str(path))
     assert result.exit_code == 0, result.output

@@ -7,8 +7,9 @@ import os
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="torch comes without Triton on this platform")
 
+from pyssl_fast.kernels.triton import similarity
 from tests.kernels.nt_xent_cases import assert_like_the_twin, embeddings, gradients, run
 
 pytestmark = [
@@ -16,8 +17,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted"),
 ]
-
-similarity = pytest.importorskip("pyssl_fast.kernels.triton.similarity")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

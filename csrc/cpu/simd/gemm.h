@@ -5,9 +5,9 @@
 //   ut  [rows/kPanel][dim][kPanel]  panels of kPanel rows, transposed: both operands of u uᵀ
 // A tile of S or W is [kBlock, kTileStride] floats, 600 KB: it stays in a second-level cache of 1 to 2 MB while the
 // panels stream past. Strides of tiles and of the gradient are odd numbers of 64-byte lines, so that a column spreads
-// over all cache sets. Measured on one core with AVX-512 (peak 240 GFLOP/s; third-level cache 30 GB/s), others at work
-// beside it: the micro-tile alone 215 GFLOP/s; edge 192 without prefetches 163 (dim 128) and 117 (dim 512), 384 with
-// them 167 and 160.
+// over all cache sets. Measured on one core with AVX-512, GFLOP/s over the three products, in one sitting: fused
+// multiply-adds alone 210; a panel in the first-level cache 183; edge 192, with the prefetches below, 156 (dim 128) and
+// 132 (dim 512); edge 384, 152 and 145. What is lost is the third-level cache: 30 GB/s where the second gives 180.
 #pragma once
 
 #include "../parallel.h"
