@@ -112,6 +112,33 @@ struct Tile {
   void* more;   // the Products' own
 };
 
+// This thread's share of all tiles: visit(pair, I, J) finds S_IJ, without what is no pair of negatives, in tile.s.
+template <class Products, class Visit>
+static inline void for_each_tile(Team& team, const Tournament& tournament, const Products& products,
+                                 const Tile<Products>& tile, int64_t samples, float c, const Visit& visit) {
+  [[maybe_unused]] const typename Products::Thread thread;
+  for (int64_t number; (number = team.claim()) < tournament.pairs();) {
+    const Pair pair = tournament.pair(number);
+    if (pair.empty) continue;
+    const Block I = tournament.block(pair.i), J = tournament.block(pair.j);
+    products.scores(I, J, tile.s, tile.more);
+    exclude(tile.s, I, J, samples, c);
+    visit(pair, I, J);
+  }
+}
+
+// Adds a tile's parts to its two blocks, each when its turn has come; a tile of the diagonal has one part.
+template <class AddI, class AddJ>
+static inline void in_turn(const Pair& pair, Turn* turn, const AddI& add_i, const AddJ& add_j) {
+  turn[pair.i].wait(pair.turn_i);
+  add_i();
+  turn[pair.i].pass();
+  if (pair.i == pair.j) return;
+  turn[pair.j].wait(pair.turn_j);
+  add_j();
+  turn[pair.j].pass();
+}
+
 // ---- nt_xent ---------------------------------------------------------------------------------------------------------
 // Operations: forward M²·D (half of a matrix product), backward M²·D + 2·M²·D; bytes: a few M·D. That is two products in
 // all, where plain PyTorch takes three; and M²/2 exponentials in either pass, M² with running maxima.
@@ -236,14 +263,8 @@ void nt_xent_forward(const NtXent& a) {
 
     // The negatives, tile by tile.
     const Tile<Products> tile(tiles, team.rank, tournament.edge());
-    [[maybe_unused]] const typename Products::Thread thread;
     float *row = tile.sums, *column = row + kBlock, *row_max = column + kBlock, *column_max = row_max + kBlock;
-    for (int64_t number; (number = team.claim()) < tournament.pairs();) {
-      const Pair pair = tournament.pair(number);
-      if (pair.empty) continue;
-      const Block I = tournament.block(pair.i), J = tournament.block(pair.j);
-      products.scores(I, J, tile.s, tile.more);
-      exclude(tile.s, I, J, samples, c);
+    for_each_tile(team, tournament, products, tile, samples, c, [&](const Pair& pair, Block I, Block J) {
       if (bounded) {
         if (pair.i == pair.j)
           bounded_sums<true>(tile.s, I, J, c, bound, row, column);
@@ -263,14 +284,8 @@ void nt_xent_forward(const NtXent& a) {
             merge(sum[block.begin + r], maximum[block.begin + r], part[r], part_max[r]);
         }
       };
-      turn[pair.i].wait(pair.turn_i);
-      add(I, row, row_max);
-      turn[pair.i].pass();
-      if (pair.i == pair.j) continue;
-      turn[pair.j].wait(pair.turn_j);
-      add(J, column, column_max);
-      turn[pair.j].pass();
-    }
+      in_turn(pair, turn, [&] { add(I, row, row_max); }, [&] { add(J, column, column_max); });
+    });
     team.barrier();
 
     // The positives, and the loss.
@@ -368,26 +383,16 @@ void nt_xent_backward(const NtXentBackward& a) {
 
     // The negatives, tile by tile: du_I += W u_J and du_J += Wᵀ u_I.
     const Tile<Products> tile(tiles, team.rank, tournament.edge());
-    [[maybe_unused]] const typename Products::Thread thread;
-    for (int64_t number; (number = team.claim()) < tournament.pairs();) {
-      const Pair pair = tournament.pair(number);
-      if (pair.empty) continue;
-      const Block I = tournament.block(pair.i), J = tournament.block(pair.j);
-      products.scores(I, J, tile.s, tile.more);
-      exclude(tile.s, I, J, samples, c);
+    for_each_tile(team, tournament, products, tile, samples, c, [&](const Pair& pair, Block I, Block J) {
       if (bounded)
         weights<true>(tile.s, I, J, c, bound, factor, maximum);
       else
         weights<false>(tile.s, I, J, c, bound, factor, maximum);
       products.pack_weights(tile.s, I, J, tile.more);
-      turn[pair.i].wait(pair.turn_i);
-      products.add(tile.s, I, J, du, tile.more);
-      turn[pair.i].pass();
-      if (pair.i == pair.j) continue;
-      turn[pair.j].wait(pair.turn_j);
-      products.add_transposed(tile.s, I, J, du, tile.more);
-      turn[pair.j].pass();
-    }
+      in_turn(
+          pair, turn, [&] { products.add(tile.s, I, J, du, tile.more); },
+          [&] { products.add_transposed(tile.s, I, J, du, tile.more); });
+    });
     team.barrier();
 
     // The positives; then back through the normalisation.
