@@ -1,3 +1,6 @@
+# A matrix is (data, dtype, rows, columns, stride of a row in elements); a pointer that is 0 is none.
+_Matrix = tuple[int, int, int, int, int]
+
 FLOAT32: int
 FLOAT16: int
 BFLOAT16: int
@@ -11,33 +14,68 @@ def isa() -> str: ...
 def isas() -> list[str]: ...
 def set_isa(name: str) -> None: ...
 def has_bfloat16() -> bool: ...
-def nt_xent(
-    z: int,
-    dtype: int,
-    stride: int,
-    rows: int,
-    dim: int,
-    views: int,
+
+class Pairs:
+    def __init__(
+        self,
+        q: _Matrix,
+        k: _Matrix,
+        scale: float,
+        row_ids: int,
+        column_ids: int,
+        row_limit: int,
+        column_limit: int,
+        terms: list[int],
+        powers: list[float],
+        views: int,
+        normalize: bool,
+        precision: int,
+        threads: int,
+    ) -> None: ...
+
+def contrast(pairs: Pairs, lse: int, positive: int, statistics: int) -> None: ...
+def contrast_backward(
+    pairs: Pairs, grad_lse: int, grad_positive: int, lse: int, grad_q: _Matrix, grad_k: _Matrix
+) -> float: ...
+def bank_contrast(pairs: Pairs, lse: int, mean_key: int, statistics: int) -> None: ...
+def sigmoid_contrast(
+    q: _Matrix,
+    k: _Matrix,
     scale: float,
-    nll: int,
-    shift: int,
-    negative_sum: int,
+    bias: float,
+    row_ids: int,
+    column_ids: int,
+    row_weight: int,
+    positive_weight: int,
+    loss: int,
+    gradient: bool,
+    grad_q: _Matrix,
+    grad_k: _Matrix,
+    precision: int,
+    threads: int,
+) -> tuple[float, float]: ...
+def neighbours(
+    q: _Matrix,
+    k: _Matrix,
+    count: int,
+    row_ids: int,
+    column_ids: int,
+    similarity: int,
+    index: int,
     precision: int,
     threads: int,
 ) -> None: ...
-def nt_xent_backward(
-    grad_nll: int,
-    z: int,
-    dtype: int,
-    stride: int,
-    shift: int,
-    negative_sum: int,
-    rows: int,
-    dim: int,
-    views: int,
-    scale: float,
-    grad_z: int,
-    grad_stride: int,
+def hardest(q: _Matrix, ids: int, offset: int, negative: int, positive: int, precision: int, threads: int) -> None: ...
+def triplets(
+    q: _Matrix,
+    ids: int,
+    margin: float,
+    euclidean: bool,
+    semi_hard: bool,
+    loss: int,
+    count: int,
+    grad_loss: int,
+    grad_q: _Matrix,
     precision: int,
     threads: int,
-) -> float: ...
+) -> None: ...

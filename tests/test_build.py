@@ -38,8 +38,9 @@ if sys.argv[1:]:
     spec.loader.exec_module(sys.modules["pyssl_fast._cpu"])
 from pyssl_fast.kernels.cpu import similarity
 torch.manual_seed(0)
-nll, _, _ = similarity.nt_xent(torch.randn(500, 20), torch.tensor(4.0), 2)
-print(similarity._cpu.HAS_OPENMP, nll.double().sum().item().hex())
+z, scale = torch.randn(500, 20), torch.tensor(4.0)
+lse, _, _ = similarity.contrast(z, None, scale, None, None, None, None, [0], [1.0], 2, True, False)
+print(similarity._cpu.HAS_OPENMP, lse.sum().item().hex())
 """
     printed = [
         subprocess.run([sys.executable, "-c", code, *argument], capture_output=True, text=True).stdout.split()

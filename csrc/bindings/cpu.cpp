@@ -11,28 +11,95 @@ using pyssl::Precision;
 
 namespace {
 
-Matrix matrix(uintptr_t data, int dtype, int64_t stride) {
-  return {reinterpret_cast<void*>(data), static_cast<Dtype>(dtype), stride};
+using pyssl::Pairs;
+using Rows = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t>;  // data, dtype, rows, dim, stride
+using Pointer = uintptr_t;                                           // 0: there is none
+
+Matrix matrix(const Rows& x) {
+  const auto [data, dtype, rows, dim, stride] = x;
+  return {reinterpret_cast<void*>(data), static_cast<Dtype>(dtype), rows, dim, stride};
 }
 
-float* floats(uintptr_t data) { return reinterpret_cast<float*>(data); }
+template <class T>
+T* as(Pointer p) {
+  return reinterpret_cast<T*>(p);
+}
 
-void nt_xent(uintptr_t z, int dtype, int64_t stride, int64_t rows, int64_t dim, int64_t views, double scale,
-             uintptr_t nll, uintptr_t shift, uintptr_t negative_sum, int precision, int threads) {
+Pairs pairs(const Rows& q, const Rows& k, double scale, Pointer row_ids, Pointer column_ids, Pointer row_limit,
+            Pointer column_limit, const std::vector<int>& terms, const std::vector<double>& powers, int64_t views,
+            bool normalize, int precision, int threads) {
+  if (terms.size() > pyssl::kMaxTerms || terms.size() != powers.size())
+    throw std::invalid_argument("at most " + std::to_string(pyssl::kMaxTerms) + " terms, with a power each; got " +
+                                std::to_string(terms.size()) + " and " + std::to_string(powers.size()));
+  Pairs p{matrix(q),
+          matrix(k),
+          scale,
+          as<int32_t>(row_ids),
+          as<int32_t>(column_ids),
+          as<float>(row_limit),
+          as<float>(column_limit),
+          {},
+          static_cast<int>(terms.size()),
+          views,
+          normalize,
+          static_cast<Precision>(precision),
+          threads};
+  for (size_t n = 0; n < terms.size(); ++n) p.terms[n] = {(terms[n] & 1) != 0, (terms[n] & 2) != 0, powers[n]};
+  return p;
+}
+
+void contrast(const Pairs& pairs, Pointer lse, Pointer positive, Pointer statistics) {
   py::gil_scoped_release release;
-  pyssl::table().nt_xent({matrix(z, dtype, stride), rows, dim, views, scale, floats(nll), floats(shift),
-                          floats(negative_sum), static_cast<Precision>(precision), threads});
+  pyssl::table().contrast({pairs, as<double>(lse), as<double>(positive), as<double>(statistics)});
 }
 
-double nt_xent_backward(uintptr_t grad_nll, uintptr_t z, int dtype, int64_t stride, uintptr_t shift,
-                        uintptr_t negative_sum, int64_t rows, int64_t dim, int64_t views, double scale,
-                        uintptr_t grad_z, int64_t grad_stride, int precision, int threads) {
+double contrast_backward(const Pairs& pairs, Pointer grad_lse, Pointer grad_positive, Pointer lse, const Rows& grad_q,
+                         const Rows& grad_k) {
   py::gil_scoped_release release;
   double grad_scale = 0;
-  pyssl::table().nt_xent_backward({floats(grad_nll), matrix(z, dtype, stride), floats(shift), floats(negative_sum),
-                                   rows, dim, views, scale, matrix(grad_z, dtype, grad_stride), &grad_scale,
-                                   static_cast<Precision>(precision), threads});
+  pyssl::table().contrast_backward({pairs, as<double>(grad_lse), as<double>(grad_positive), as<double>(lse),
+                                    matrix(grad_q), matrix(grad_k), &grad_scale});
   return grad_scale;
+}
+
+void bank_contrast(const Pairs& pairs, Pointer lse, Pointer mean_key, Pointer statistics) {
+  py::gil_scoped_release release;
+  pyssl::table().bank_contrast({pairs, as<double>(lse), as<float>(mean_key), as<double>(statistics)});
+}
+
+std::pair<double, double> sigmoid_contrast(const Rows& q, const Rows& k, double scale, double bias, Pointer row_ids,
+                                           Pointer column_ids, Pointer row_weight, Pointer positive_weight,
+                                           Pointer loss, bool gradient, const Rows& grad_q, const Rows& grad_k,
+                                           int precision, int threads) {
+  py::gil_scoped_release release;
+  std::pair<double, double> grad(0, 0);
+  pyssl::table().sigmoid_contrast({matrix(q), matrix(k), scale, bias, as<int32_t>(row_ids), as<int32_t>(column_ids),
+                                   as<float>(row_weight), as<float>(positive_weight), as<double>(loss), gradient,
+                                   matrix(grad_q), matrix(grad_k), &grad.first, &grad.second,
+                                   static_cast<Precision>(precision), threads});
+  return grad;
+}
+
+void neighbours(const Rows& q, const Rows& k, int64_t count, Pointer row_ids, Pointer column_ids, Pointer similarity,
+                Pointer index, int precision, int threads) {
+  py::gil_scoped_release release;
+  pyssl::table().neighbours({matrix(q), matrix(k), count, as<int32_t>(row_ids), as<int32_t>(column_ids),
+                             as<float>(similarity), as<int64_t>(index), static_cast<Precision>(precision), threads});
+}
+
+void hardest(const Rows& q, Pointer ids, Pointer offset, Pointer negative, Pointer positive, int precision,
+             int threads) {
+  py::gil_scoped_release release;
+  pyssl::table().hardest({matrix(q), as<int32_t>(ids), as<float>(offset), as<int64_t>(negative), as<int64_t>(positive),
+                          static_cast<Precision>(precision), threads});
+}
+
+void triplets(const Rows& q, Pointer ids, double margin, bool euclidean, bool semi_hard, Pointer loss, Pointer count,
+              Pointer grad_loss, const Rows& grad_q, int precision, int threads) {
+  py::gil_scoped_release release;
+  pyssl::table().triplets({matrix(q), as<int32_t>(ids), margin, euclidean, semi_hard, as<double>(loss),
+                           as<double>(count), as<double>(grad_loss), matrix(grad_q), static_cast<Precision>(precision),
+                           threads});
 }
 
 }  // namespace
@@ -60,10 +127,22 @@ PYBIND11_MODULE(_cpu, m) {
       "has_bfloat16", [] { return pyssl::table().has_bfloat16; },
       "Whether the bfloat16 precisions have kernels of their own in the instruction set in use.");
 
-  m.def("nt_xent", &nt_xent, py::arg("z"), py::arg("dtype"), py::arg("stride"), py::arg("rows"), py::arg("dim"),
-        py::arg("views"), py::arg("scale"), py::arg("nll"), py::arg("shift"), py::arg("negative_sum"),
+  py::class_<Pairs>(m, "Pairs")
+      .def(py::init(&pairs), py::arg("q"), py::arg("k"), py::arg("scale"), py::arg("row_ids"), py::arg("column_ids"),
+           py::arg("row_limit"), py::arg("column_limit"), py::arg("terms"), py::arg("powers"), py::arg("views"),
+           py::arg("normalize"), py::arg("precision"), py::arg("threads"));
+  m.def("contrast", &contrast, py::arg("pairs"), py::arg("lse"), py::arg("positive"), py::arg("statistics"));
+  m.def("contrast_backward", &contrast_backward, py::arg("pairs"), py::arg("grad_lse"), py::arg("grad_positive"),
+        py::arg("lse"), py::arg("grad_q"), py::arg("grad_k"));
+  m.def("bank_contrast", &bank_contrast, py::arg("pairs"), py::arg("lse"), py::arg("mean_key"), py::arg("statistics"));
+  m.def("sigmoid_contrast", &sigmoid_contrast, py::arg("q"), py::arg("k"), py::arg("scale"), py::arg("bias"),
+        py::arg("row_ids"), py::arg("column_ids"), py::arg("row_weight"), py::arg("positive_weight"), py::arg("loss"),
+        py::arg("gradient"), py::arg("grad_q"), py::arg("grad_k"), py::arg("precision"), py::arg("threads"));
+  m.def("neighbours", &neighbours, py::arg("q"), py::arg("k"), py::arg("count"), py::arg("row_ids"),
+        py::arg("column_ids"), py::arg("similarity"), py::arg("index"), py::arg("precision"), py::arg("threads"));
+  m.def("hardest", &hardest, py::arg("q"), py::arg("ids"), py::arg("offset"), py::arg("negative"), py::arg("positive"),
         py::arg("precision"), py::arg("threads"));
-  m.def("nt_xent_backward", &nt_xent_backward, py::arg("grad_nll"), py::arg("z"), py::arg("dtype"), py::arg("stride"),
-        py::arg("shift"), py::arg("negative_sum"), py::arg("rows"), py::arg("dim"), py::arg("views"), py::arg("scale"),
-        py::arg("grad_z"), py::arg("grad_stride"), py::arg("precision"), py::arg("threads"));
+  m.def("triplets", &triplets, py::arg("q"), py::arg("ids"), py::arg("margin"), py::arg("euclidean"),
+        py::arg("semi_hard"), py::arg("loss"), py::arg("count"), py::arg("grad_loss"), py::arg("grad_q"),
+        py::arg("precision"), py::arg("threads"));
 }

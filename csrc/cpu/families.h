@@ -15,33 +15,101 @@ enum class Precision : int {
   bfloat16 = 2,    // operands rounded to bfloat16, accumulated in float32
 };
 
-struct Matrix {  // [rows, cols], element (i, d) at data[i * stride + d]
+struct Matrix {  // [rows, dim], element (i, d) at data[i * stride + d]; data is null where there is none
   void* data;
   Dtype dtype;
-  int64_t stride;
+  int64_t rows, dim, stride;
 };
 
-// Rows i and j of z belong to one sample when i ≡ j (mod rows / views).
-struct NtXent {
-  Matrix z;  // [rows, dim]
-  int64_t rows, dim, views;
-  double scale;         // 1/temperature
-  float* nll;           // [rows]
-  float* shift;         // [rows] the stabiliser: bound or maximum of scale·s over the row
-  float* negative_sum;  // [rows] Σ over the negatives of exp(scale·s − shift)
+// ---- similarity: reductions over S = Q Kᵀ. Every pair (i, j) is a positive, a negative, one of the same id, or none;
+// see pyssl_fast/kernels/reference/similarity.py for all meanings.
+
+// A log-sum-exp of power·scale·s over the pairs of one kind, for every row or every column.
+struct Term {
+  bool columns;
+  bool same;  // the pairs of the same id, else the negatives
+  double power;
+};
+constexpr int kMaxTerms = 4;
+
+struct Pairs {
+  Matrix q, k;                            // [M, dim], [N, dim]; no k: rows against each other
+  double scale;                           // 1/temperature
+  const int32_t *row_ids, *column_ids;    // [M], [N] or null
+  const float *row_limit, *column_limit;  // [M], [N] or null: pairs above it are no negatives of that row, column
+  Term terms[kMaxTerms];
+  int term_count;
+  int64_t views;
+  bool normalize;
+  Precision precision;
+  int threads;
+
+  bool symmetric() const { return !k.data; }
+  int64_t columns() const { return symmetric() ? q.rows : k.rows; }
+  int64_t length(int term) const { return terms[term].columns ? columns() : q.rows; }
+};
+
+struct Contrast {
+  Pairs pairs;
+  double* lse;         // the terms' [M] or [N], one after the other
+  double* positive;    // [views − 1, M]
+  double* statistics;  // [3, M (+ N)] or null
+};
+
+struct ContrastBackward {
+  Pairs pairs;
+  const double *grad_lse, *grad_positive, *lse;
+  Matrix grad_q, grad_k;  // no data: not wanted
+  double* grad_scale;     // [1]
+};
+
+struct BankContrast {  // terms of rows alone; views = 0, normalize = false
+  Pairs pairs;
+  double* lse;         // [terms, M]
+  float* mean_key;     // [terms, M, dim]
+  double* statistics;  // [3, M] or null
+};
+
+struct SigmoidContrast {
+  Matrix q, k;
+  double scale, bias;
+  const int32_t *row_ids, *column_ids;  // null: the positives are the pairs (i, i)
+  const float *row_weight, *positive_weight;
+  double* loss;           // [M]
+  bool gradient;          // of Σ row_weight·loss
+  Matrix grad_q, grad_k;  // no data: not wanted
+  double *grad_scale, *grad_bias;
   Precision precision;
   int threads;
 };
 
-struct NtXentBackward {
-  const float* grad_nll;      // [rows]
-  Matrix z;                   // [rows, dim]
-  const float* shift;         // [rows]
-  const float* negative_sum;  // [rows]
-  int64_t rows, dim, views;
-  double scale;
-  Matrix grad_z;       // [rows, dim]
-  double* grad_scale;  // [1]
+struct Neighbours {
+  Matrix q, k;
+  int64_t count;
+  const int32_t *row_ids, *column_ids;
+  float* similarity;  // [M, count]
+  int64_t* index;     // [M, count]
+  Precision precision;
+  int threads;
+};
+
+struct Hardest {
+  Matrix q;
+  const int32_t* ids;            // [M]
+  const float* offset;           // [M]
+  int64_t *negative, *positive;  // [M]
+  Precision precision;
+  int threads;
+};
+
+struct Triplets {
+  Matrix q;
+  const int32_t* ids;
+  double margin;
+  bool euclidean, semi_hard;
+  double *loss, *count;     // [M]; forward
+  const double* grad_loss;  // [M]; backward
+  Matrix grad_q;            // no data: forward
   Precision precision;
   int threads;
 };
@@ -49,8 +117,13 @@ struct NtXentBackward {
 struct Table {
   const char* name;
   bool has_bfloat16;  // whether the bfloat16 precisions are built; float32 stands in for them where not
-  void (*nt_xent)(const NtXent&);
-  void (*nt_xent_backward)(const NtXentBackward&);
+  void (*contrast)(const Contrast&);
+  void (*contrast_backward)(const ContrastBackward&);
+  void (*bank_contrast)(const BankContrast&);
+  void (*sigmoid_contrast)(const SigmoidContrast&);
+  void (*neighbours)(const Neighbours&);
+  void (*hardest)(const Hardest&);
+  void (*triplets)(const Triplets&);
 };
 
 }  // namespace pyssl

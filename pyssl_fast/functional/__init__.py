@@ -1,5 +1,47 @@
 """The losses as functions."""
 
-from pyssl_fast.functional.similarity import nt_xent
+from pyssl_fast.functional.similarity import (
+    Metrics,
+    alignment,
+    clip_loss,
+    dcl,
+    dclw,
+    embedding_info_nce,
+    hard_negative_nt_xent,
+    info_nce,
+    koleo,
+    mean_shift,
+    nearest_neighbours,
+    negative_cosine_similarity,
+    nnclr,
+    nt_xent,
+    siglip,
+    spectral_contrastive,
+    sup_con,
+    triplet_margin,
+    triplet_margin_in_batch,
+    uniformity,
+)
 
-__all__ = ["nt_xent"]
+__all__ = [
+    "Metrics",
+    "alignment",
+    "clip_loss",
+    "dcl",
+    "dclw",
+    "embedding_info_nce",
+    "hard_negative_nt_xent",
+    "info_nce",
+    "koleo",
+    "mean_shift",
+    "nearest_neighbours",
+    "negative_cosine_similarity",
+    "nnclr",
+    "nt_xent",
+    "siglip",
+    "spectral_contrastive",
+    "sup_con",
+    "triplet_margin",
+    "triplet_margin_in_batch",
+    "uniformity",
+]

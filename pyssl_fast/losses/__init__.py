@@ -1,5 +1,37 @@
 """The losses as modules: drop-in, one small file per system."""
 
+from pyssl_fast.losses.clip import ClipLoss
+from pyssl_fast.losses.dcl import DCLLoss, DCLWLoss
+from pyssl_fast.losses.embedding import EmbeddingInfoNCELoss
+from pyssl_fast.losses.hard_negatives import HardNegativeLoss
+from pyssl_fast.losses.hypersphere import HypersphereLoss
+from pyssl_fast.losses.info_nce import InfoNCELoss
+from pyssl_fast.losses.koleo import KoLeoLoss
+from pyssl_fast.losses.mean_shift import MeanShiftLoss
+from pyssl_fast.losses.negative_cosine import NegativeCosineSimilarity
+from pyssl_fast.losses.nnclr import NNCLRLoss
 from pyssl_fast.losses.nt_xent import NTXentLoss
+from pyssl_fast.losses.siglip import SigLipLoss
+from pyssl_fast.losses.spectral import SpectralContrastiveLoss
+from pyssl_fast.losses.sup_con import SupConLoss
+from pyssl_fast.losses.triplet import BatchTripletMarginLoss, TripletMarginLoss
 
-__all__ = ["NTXentLoss"]
+__all__ = [
+    "BatchTripletMarginLoss",
+    "ClipLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "EmbeddingInfoNCELoss",
+    "HardNegativeLoss",
+    "HypersphereLoss",
+    "InfoNCELoss",
+    "KoLeoLoss",
+    "MeanShiftLoss",
+    "NNCLRLoss",
+    "NTXentLoss",
+    "NegativeCosineSimilarity",
+    "SigLipLoss",
+    "SpectralContrastiveLoss",
+    "SupConLoss",
+    "TripletMarginLoss",
+]

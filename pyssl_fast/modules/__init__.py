@@ -1,6 +1,15 @@
-"""Parts of networks: encoders and heads."""
+"""Parts of networks, encoders and heads, and the state that losses keep: queues."""
 
 from pyssl_fast.modules.encoders import build_encoder
-from pyssl_fast.modules.heads import ProjectionHead
+from pyssl_fast.modules.heads import PredictionHead, ProjectionHead
+from pyssl_fast.modules.nearest_neighbour import NNMemoryBankModule
+from pyssl_fast.modules.queue import KeyQueue, MemoryBankModule
 
-__all__ = ["ProjectionHead", "build_encoder"]
+__all__ = [
+    "KeyQueue",
+    "MemoryBankModule",
+    "NNMemoryBankModule",
+    "PredictionHead",
+    "ProjectionHead",
+    "build_encoder",
+]

@@ -27,3 +27,15 @@ class ProjectionHead(nn.Module):
         """[N, in_dim] -> [N, out_dim], not normalised."""
         embeddings: Tensor = self.layers(features)
         return embeddings
+
+
+class PredictionHead(ProjectionHead):
+    """The predictor of methods whose two branches must differ: a projector from embeddings to embeddings.
+
+    Args:
+        dim: length of the embeddings.
+        hidden_dim: width of the hidden layer.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int = 256) -> None:
+        super().__init__(dim, hidden_dim, dim)

@@ -22,7 +22,7 @@ def define(
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
-    autocast: bool = False,
+    autocast: int = 0,
 ) -> None:
     """Register one operator.
 
@@ -31,7 +31,7 @@ def define(
         kernel: the implementation for every device; chooses its backend from the `backend` argument.
         fake: shapes, dtypes and strides of the outputs, from the inputs' alone.
         setup_context, backward: as `torch.library.register_autograd` takes them. Without them a gradient is an error.
-        autocast: under autocast, run with the first argument in the autocast dtype.
+        autocast: under autocast, run with that many of the first arguments in the autocast dtype.
     """
     name = schema.partition("(")[0]
     qualified = f"pyssl_fast::{name}"
@@ -47,15 +47,18 @@ def define(
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
     if autocast:
         for device in ("CPU", "CUDA"):
-            _library.impl(name, _autocast(name, device.lower()), f"Autocast{device}")
+            _library.impl(name, _autocast(name, device.lower(), autocast), f"Autocast{device}")
 
 
-def _autocast(name: str, device: str) -> Callable[..., Any]:
-    def call(x: Tensor, *rest: Any) -> Any:
-        dtype = torch.get_autocast_dtype(device)
+def _autocast(name: str, device: str, count: int) -> Callable[..., Any]:
+    def cast(x: Tensor | None) -> Tensor | None:
+        if x is None or not x.is_floating_point() or x.dtype == torch.float64:
+            return x
+        return x.to(torch.get_autocast_dtype(device))
+
+    def call(*arguments: Any) -> Any:
         with torch.amp.autocast(device, enabled=False):
-            if x.is_floating_point() and x.dtype != torch.float64:
-                x = x.to(dtype)
-            return getattr(torch.ops.pyssl_fast, name)(x, *rest)
+            first = (cast(x) for x in arguments[:count])
+            return getattr(torch.ops.pyssl_fast, name)(*first, *arguments[count:])
 
     return call

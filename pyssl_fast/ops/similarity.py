@@ -1,82 +1,586 @@
-"""Similarity family, the operators."""
+"""Similarity family, the operators. What they compute is said by their twins in kernels/reference/similarity.py."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyssl_fast.backend import kernels
+from pyssl_fast.kernels.reference.similarity import COLUMNS, NEGATIVES, ROWS, SAME
 from pyssl_fast.ops.registry import define
+
+__all__ = ["COLUMNS", "NEGATIVES", "ROWS", "SAME", "statistics_dtype"]
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
-    """Of losses, sums and scales that belong to x."""
+    """Of losses and scales that belong to x. Sums of a row inside an operator are float64 throughout."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-# ---- nt_xent: rows of z against each other -------------------------------------------------------------------------
+def _row(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float64)
 
 
-def _nt_xent(z: Tensor, scale: Tensor, views: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    if z.dim() != 2 or views < 2 or z.shape[0] == 0 or z.shape[0] % views:
-        raise ValueError(f"z must be [views·N, D] with views ≥ 2 and N ≥ 1; got {list(z.shape)} with views={views}")
-    nll, shift, negative_sum = kernels(backend, "similarity").nt_xent(z, scale, views)
-    dtype = statistics_dtype(z)
-    return nll.to(dtype), shift.to(dtype), negative_sum.to(dtype)
+# ---- contrast: log-sum-exps of rows and columns --------------------------------------------------------------------
 
 
-def _nt_xent_fake(z: Tensor, scale: Tensor, views: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    row = z.new_empty(z.shape[0], dtype=statistics_dtype(z))
-    return row, torch.empty_like(row), torch.empty_like(row)
+def _check_operands(q: Tensor, k: Tensor | None, views: int) -> None:
+    if q.dim() != 2 or q.shape[0] == 0:
+        raise ValueError(f"q must be [M, D] with M ≥ 1; got {list(q.shape)}")
+    if k is not None and (k.dim() != 2 or k.shape[0] == 0 or k.shape[1] != q.shape[1]):
+        raise ValueError(f"k must be [N, {q.shape[1]}] with N ≥ 1; got {list(k.shape)}")
+    fits = q.shape[0] % max(views, 1) == 0 if k is None else views in (0, 2)
+    if views == 1 or views < 0 or not fits or (k is not None and views and k.shape[0] < q.shape[0]):
+        raise ValueError(f"{list(q.shape)} rows do not stand in {views} views")
 
 
-def _nt_xent_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    z, scale, ctx.views, ctx.backend = inputs
-    _, shift, negative_sum = output
-    ctx.mark_non_differentiable(shift, negative_sum)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(z, scale, shift, negative_sum)
+def _check_ids(rows: int, columns: int | None, row_ids: Tensor | None, column_ids: Tensor | None) -> None:
+    for ids, length in ((row_ids, rows), (column_ids, columns)):
+        if ids is not None and (ids.dtype != torch.int64 or ids.shape != (length,)):
+            raise ValueError(f"ids must be int64 [{length}]; got {ids.dtype} {list(ids.shape)}")
 
 
-def _nt_xent_autograd(ctx: Any, grad_nll: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None, None, None]:
-    if grad_nll is None:
-        return None, None, None, None
-    z, scale, shift, negative_sum = ctx.saved_tensors
-    grad_z, grad_scale = torch.ops.pyssl_fast.nt_xent_backward(
-        grad_nll, z, scale, shift, negative_sum, ctx.views, ctx.backend
+def _contrast(
+    q: Tensor,
+    k: Tensor | None,
+    scale: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    row_limit: Tensor | None,
+    column_limit: Tensor | None,
+    terms: Sequence[int],
+    powers: Sequence[float],
+    views: int,
+    normalize: bool,
+    statistics: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_operands(q, k, views)
+    _check_ids(q.shape[0], None if k is None else k.shape[0], row_ids, column_ids)
+    if k is None and any(term & COLUMNS for term in terms):
+        raise ValueError("terms of columns need a k")
+    result: tuple[Tensor, Tensor, Tensor] = kernels(backend, "similarity").contrast(
+        q, k, scale, row_ids, column_ids, row_limit, column_limit, terms, powers, views, normalize, statistics
     )
-    needs_z, needs_scale, _, _ = ctx.needs_input_grad
-    return grad_z if needs_z else None, grad_scale if needs_scale else None, None, None
+    return result
 
 
-def _nt_xent_backward(
-    grad_nll: Tensor, z: Tensor, scale: Tensor, shift: Tensor, negative_sum: Tensor, views: int, backend: str
-) -> tuple[Tensor, Tensor]:
-    return kernels(backend, "similarity").nt_xent_backward(grad_nll, z, scale, shift, negative_sum, views)
+def _contrast_fake(
+    q: Tensor,
+    k: Tensor | None,
+    scale: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    row_limit: Tensor | None,
+    column_limit: Tensor | None,
+    terms: Sequence[int],
+    powers: Sequence[float],
+    views: int,
+    normalize: bool,
+    statistics: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = q.shape[0], q.shape[0] if k is None else k.shape[0]
+    length = sum(columns if term & COLUMNS else rows for term in terms)
+    watched = rows + (columns if any(term & COLUMNS for term in terms) else 0) if statistics else 0
+    return _row(q, length), _row(q, max(views - 1, 0), rows), _row(q, 3, watched)
 
 
-def _nt_xent_backward_fake(
-    grad_nll: Tensor, z: Tensor, scale: Tensor, shift: Tensor, negative_sum: Tensor, views: int, backend: str
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), torch.empty_like(scale)
+def _contrast_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tensors, ctx.rest = inputs[:7], (*inputs[7:11], inputs[12])
+    lse, positive, statistics = output
+    ctx.mark_non_differentiable(statistics)
+    ctx.set_materialize_grads(False)
+    ctx.positives = positive.shape
+    ctx.save_for_backward(*tensors, lse)
 
 
-# z [M, D] of M = V·N rows, view after view; scale [] = 1/temperature -> per row: nll, and what backward needs.
-# The fewest that will do: forward M²·D operations (half of S = z zᵀ) and M·D numbers read; backward 3·M²·D (half of S
-# again, and ∂S z) and 2·M·D numbers read, M·D written.
-define(
-    "nt_xent(Tensor z, Tensor scale, int views, str backend) -> (Tensor nll, Tensor shift, Tensor negative_sum)",
-    kernel=_nt_xent,
-    fake=_nt_xent_fake,
-    setup_context=_nt_xent_setup,
-    backward=_nt_xent_autograd,
-    autocast=True,
+def _contrast_autograd(ctx: Any, grad_lse: Tensor | None, grad_positive: Tensor | None, _: None) -> tuple[Any, ...]:
+    nothing = (None,) * 13
+    if grad_lse is None and grad_positive is None:
+        return nothing
+    *tensors, lse = ctx.saved_tensors
+    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
+    grad_positive = lse.new_zeros(ctx.positives) if grad_positive is None else grad_positive
+    terms, powers, views, normalize, backend = ctx.rest
+    needs_q, needs_k, needs_scale = ctx.needs_input_grad[:3]
+    grad_q, grad_k, grad_scale = torch.ops.pyssl_fast.contrast_backward(
+        grad_lse, grad_positive, *tensors, lse, terms, powers, views, normalize, needs_q, needs_k, backend
+    )
+    return (
+        grad_q if needs_q else None,
+        grad_k if needs_k else None,
+        grad_scale if needs_scale else None,
+        *nothing[3:],
+    )
+
+
+def _contrast_backward(
+    grad_lse: Tensor,
+    grad_positive: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    scale: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    row_limit: Tensor | None,
+    column_limit: Tensor | None,
+    lse: Tensor,
+    terms: Sequence[int],
+    powers: Sequence[float],
+    views: int,
+    normalize: bool,
+    needs_q: bool,
+    needs_k: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # With a gradient for the scale alone, one side's product is formed: ⟨q, ∂q⟩ sums to scale·∂scale.
+    result: tuple[Tensor, Tensor, Tensor] = kernels(backend, "similarity").contrast_backward(
+        grad_lse,
+        grad_positive,
+        q,
+        k,
+        scale,
+        row_ids,
+        column_ids,
+        row_limit,
+        column_limit,
+        lse,
+        terms,
+        powers,
+        views,
+        normalize,
+        needs_q or not needs_k or k is None,
+        needs_k and k is not None,
+    )
+    return result
+
+
+def _contrast_backward_fake(
+    grad_lse: Tensor,
+    grad_positive: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    scale: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    row_limit: Tensor | None,
+    column_limit: Tensor | None,
+    lse: Tensor,
+    terms: Sequence[int],
+    powers: Sequence[float],
+    views: int,
+    normalize: bool,
+    needs_q: bool,
+    needs_k: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_q = q.new_empty(q.shape if needs_q or not needs_k or k is None else (0,))
+    grad_k = k.new_empty(k.shape) if needs_k and k is not None else q.new_empty(0)
+    return grad_q, grad_k, torch.empty_like(scale)
+
+
+# The fewest that will do, in matrix products of 2·M·N·D operations: forward 1 (½ with k None), backward 1 (½) to form
+# S again and 1 for every gradient. Bytes: a few (M + N)·D.
+_CONTRAST = (
+    "Tensor q, Tensor? k, Tensor scale, Tensor? row_ids, Tensor? column_ids, Tensor? row_limit, Tensor? column_limit"
 )
 define(
-    "nt_xent_backward(Tensor grad_nll, Tensor z, Tensor scale, Tensor shift, Tensor negative_sum, int views,"
-    " str backend) -> (Tensor grad_z, Tensor grad_scale)",
-    kernel=_nt_xent_backward,
-    fake=_nt_xent_backward_fake,
+    f"contrast({_CONTRAST}, int[] terms, float[] powers, int views, bool normalize, bool statistics, str backend)"
+    " -> (Tensor lse, Tensor positive, Tensor statistics)",
+    kernel=_contrast,
+    fake=_contrast_fake,
+    setup_context=_contrast_setup,
+    backward=_contrast_autograd,
+    autocast=2,
+)
+define(
+    f"contrast_backward(Tensor grad_lse, Tensor grad_positive, {_CONTRAST}, Tensor lse, int[] terms, float[] powers,"
+    " int views, bool normalize, bool needs_q, bool needs_k, str backend)"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_scale)",
+    kernel=_contrast_backward,
+    fake=_contrast_backward_fake,
+)
+
+
+# ---- bank_contrast: against keys without gradient, in one pass -----------------------------------------------------
+
+
+def _bank_contrast(
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    row_limit: Tensor | None,
+    terms: Sequence[int],
+    powers: Sequence[float],
+    statistics: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_operands(q, k, 0)
+    _check_ids(q.shape[0], k.shape[0], row_ids, column_ids)
+    if any(term & COLUMNS for term in terms):
+        raise ValueError("bank_contrast has terms of rows alone")
+    result: tuple[Tensor, Tensor, Tensor] = kernels(backend, "similarity").bank_contrast(
+        q, k, scale, row_ids, column_ids, row_limit, terms, powers, statistics
+    )
+    return result
+
+
+def _bank_contrast_fake(
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    row_limit: Tensor | None,
+    terms: Sequence[int],
+    powers: Sequence[float],
+    statistics: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, count = q.shape[0], len(terms)
+    mean_key = q.new_empty(count, *q.shape, dtype=statistics_dtype(q))
+    return _row(q, count, rows), mean_key, _row(q, 3, rows if statistics else 0)
+
+
+def _bank_contrast_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, ctx.powers = inputs[0], inputs[7]
+    _, mean_key, statistics = output
+    ctx.mark_non_differentiable(mean_key, statistics)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, inputs[2], mean_key)  # not k: it may be overwritten before backward
+
+
+def _bank_contrast_autograd(ctx: Any, grad_lse: Tensor | None, *_: None) -> tuple[Any, ...]:
+    nothing = (None,) * 10
+    if grad_lse is None:
+        return nothing
+    q, scale, mean_key = ctx.saved_tensors
+    needs_q, _, needs_scale = ctx.needs_input_grad[:3]
+    grad_q, grad_scale = torch.ops.pyssl_fast.bank_contrast_backward(grad_lse, q, scale, mean_key, ctx.powers)
+    return grad_q if needs_q else None, None, grad_scale if needs_scale else None, *nothing[3:]
+
+
+def _bank_contrast_backward(
+    grad_lse: Tensor, q: Tensor, scale: Tensor, mean_key: Tensor, powers: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    weight = grad_lse * grad_lse.new_tensor(powers)[:, None]
+    grad = torch.einsum("tm,tmd->md", weight.to(mean_key.dtype), mean_key)  # without scale
+    return (grad * scale).to(q.dtype), (q.double() * grad.double()).sum().to(scale.dtype)
+
+
+def _bank_contrast_backward_fake(
+    grad_lse: Tensor, q: Tensor, scale: Tensor, mean_key: Tensor, powers: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), torch.empty_like(scale)
+
+
+# 2 matrix products, 1 without the second; the keys are read once, whatever their layout, and never copied.
+define(
+    "bank_contrast(Tensor q, Tensor k, Tensor scale, Tensor? row_ids, Tensor? column_ids, Tensor? row_limit,"
+    " int[] terms, float[] powers, bool statistics, str backend) -> (Tensor lse, Tensor mean_key, Tensor statistics)",
+    kernel=_bank_contrast,
+    fake=_bank_contrast_fake,
+    setup_context=_bank_contrast_setup,
+    backward=_bank_contrast_autograd,
+    autocast=1,
+)
+define(
+    "bank_contrast_backward(Tensor grad_lse, Tensor q, Tensor scale, Tensor mean_key, float[] powers)"
+    " -> (Tensor grad_q, Tensor grad_scale)",
+    kernel=_bank_contrast_backward,
+    fake=_bank_contrast_backward_fake,
+)
+
+
+# ---- sigmoid_contrast: a binary cross-entropy per pair -------------------------------------------------------------
+
+
+def _sigmoid_total(
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    row_weight: Tensor,
+    positive_weight: Tensor,
+    needs_q: bool,
+    needs_k: bool,
+    needs_any: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_operands(q, k, 0)
+    _check_ids(q.shape[0], k.shape[0], row_ids, column_ids)
+    loss, *grads = kernels(backend, "similarity").sigmoid_contrast(
+        q, k, scale, bias, row_ids, column_ids, row_weight, positive_weight, needs_any, needs_q, needs_k
+    )
+    return (loss * row_weight).sum(), *grads
+
+
+def _sigmoid_total_fake(
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    row_weight: Tensor,
+    positive_weight: Tensor,
+    needs_q: bool,
+    needs_k: bool,
+    needs_any: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_q = q.new_empty(q.shape if needs_q and needs_any else (0,))
+    grad_k = k.new_empty(k.shape if needs_k and needs_any else (0,))
+    one = _row(q) if needs_any else _row(q, 0)
+    return _row(q), grad_q, grad_k, one, torch.empty_like(one)
+
+
+def _sigmoid_total_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, *grads = output
+    ctx.mark_non_differentiable(*grads)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:4], *grads)
+
+
+def _sigmoid_total_autograd(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    nothing = (None,) * 12
+    if grad is None:
+        return nothing
+    grads = torch.ops.pyssl_fast.sigmoid_total_backward(grad, *ctx.saved_tensors)
+    return *(x if needed else None for x, needed in zip(grads, ctx.needs_input_grad, strict=False)), *nothing[4:]
+
+
+def _sigmoid_total_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_scale: Tensor,
+    grad_bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads, inputs = (grad_q, grad_k, grad_scale, grad_bias), (q, k, scale, bias)
+    a, b, c, d = ((x * grad).to(like.dtype) for x, like in zip(grads, inputs, strict=True))
+    return a, b, c.reshape(scale.shape), d.reshape(bias.shape)
+
+
+def _sigmoid_total_backward_fake(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_scale: Tensor,
+    grad_bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(grad_q), torch.empty_like(grad_k), torch.empty_like(scale), torch.empty_like(bias)
+
+
+def _sigmoid_rows(
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    positive_weight: Tensor,
+    backend: str,
+) -> Tensor:
+    _check_operands(q, k, 0)
+    _check_ids(q.shape[0], k.shape[0], row_ids, column_ids)
+    loss: Tensor = kernels(backend, "similarity").sigmoid_contrast(
+        q, k, scale, bias, row_ids, column_ids, positive_weight, positive_weight, False, False, False
+    )[0]
+    return loss
+
+
+def _sigmoid_rows_fake(
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    positive_weight: Tensor,
+    backend: str,
+) -> Tensor:
+    return _row(q, q.shape[0])
+
+
+def _sigmoid_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.backend = inputs[7]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:7])
+
+
+def _sigmoid_rows_autograd(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    nothing = (None,) * 8
+    if grad is None:
+        return nothing
+    q, k, scale, bias, row_ids, column_ids, positive_weight = ctx.saved_tensors
+    needs_q, needs_k, needs_scale, needs_bias = ctx.needs_input_grad[:4]
+    _, *grads = torch.ops.pyssl_fast.sigmoid_rows_backward(
+        q, k, scale, bias, row_ids, column_ids, grad, positive_weight, needs_q, needs_k, True, ctx.backend
+    )
+    return (
+        grads[0] if needs_q else None,
+        grads[1] if needs_k else None,
+        grads[2].to(scale.dtype) if needs_scale else None,
+        grads[3].to(bias.dtype) if needs_bias else None,
+        *nothing[4:],
+    )
+
+
+# The gradient of a pair needs nothing but that pair: sigmoid_total forms it in the forward pass, 3 matrix products in
+# all. sigmoid_rows, whose rows' gradients come later, takes 4.
+_SIGMOID = "Tensor q, Tensor k, Tensor scale, Tensor bias, Tensor? row_ids, Tensor? column_ids"
+define(
+    f"sigmoid_total({_SIGMOID}, Tensor row_weight, Tensor positive_weight, bool needs_q, bool needs_k, bool needs_any,"
+    " str backend) -> (Tensor total, Tensor grad_q, Tensor grad_k, Tensor grad_scale, Tensor grad_bias)",
+    kernel=_sigmoid_total,
+    fake=_sigmoid_total_fake,
+    setup_context=_sigmoid_total_setup,
+    backward=_sigmoid_total_autograd,
+    autocast=2,
+)
+define(
+    "sigmoid_total_backward(Tensor grad, Tensor q, Tensor k, Tensor scale, Tensor bias, Tensor grad_q, Tensor grad_k,"
+    " Tensor grad_scale, Tensor grad_bias) -> (Tensor, Tensor, Tensor, Tensor)",
+    kernel=_sigmoid_total_backward,
+    fake=_sigmoid_total_backward_fake,
+)
+define(
+    f"sigmoid_rows({_SIGMOID}, Tensor positive_weight, str backend) -> Tensor",
+    kernel=_sigmoid_rows,
+    fake=_sigmoid_rows_fake,
+    setup_context=_sigmoid_rows_setup,
+    backward=_sigmoid_rows_autograd,
+    autocast=2,
+)
+define(  # sigmoid_total without a gradient of its own
+    f"sigmoid_rows_backward({_SIGMOID}, Tensor row_weight, Tensor positive_weight, bool needs_q, bool needs_k,"
+    " bool needs_any, str backend)"
+    " -> (Tensor total, Tensor grad_q, Tensor grad_k, Tensor grad_scale, Tensor grad_bias)",
+    kernel=_sigmoid_total,
+    fake=_sigmoid_total_fake,
+)
+
+
+# ---- neighbours, hardest: indices of the most and the least similar -------------------------------------------------
+
+
+def _neighbours(
+    q: Tensor, k: Tensor | None, count: int, row_ids: Tensor | None, column_ids: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    _check_operands(q, k, 0)
+    _check_ids(q.shape[0], None if k is None else k.shape[0], row_ids, column_ids)
+    result: tuple[Tensor, Tensor] = kernels(backend, "similarity").neighbours(q, k, count, row_ids, column_ids)
+    return result
+
+
+def _neighbours_fake(
+    q: Tensor, k: Tensor | None, count: int, row_ids: Tensor | None, column_ids: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    shape = (q.shape[0], count)
+    return q.new_empty(shape, dtype=statistics_dtype(q)), q.new_empty(shape, dtype=torch.int64)
+
+
+def _hardest(q: Tensor, ids: Tensor, offset: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    _check_operands(q, None, 0)
+    _check_ids(q.shape[0], None, ids, None)
+    result: tuple[Tensor, Tensor] = kernels(backend, "similarity").hardest(q, ids, offset)
+    return result
+
+
+def _hardest_fake(q: Tensor, ids: Tensor, offset: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(ids), torch.empty_like(ids)
+
+
+# 1 matrix product (½ with k None); S is never held.
+define(
+    "neighbours(Tensor q, Tensor? k, int count, Tensor? row_ids, Tensor? column_ids, str backend)"
+    " -> (Tensor similarity, Tensor index)",
+    kernel=_neighbours,
+    fake=_neighbours_fake,
+    autocast=1,
+)
+define(
+    "hardest(Tensor q, Tensor ids, Tensor offset, str backend) -> (Tensor negative, Tensor positive)",
+    kernel=_hardest,
+    fake=_hardest_fake,
+    autocast=1,
+)
+
+
+# ---- triplets: all of them ------------------------------------------------------------------------------------------
+
+
+def _triplets(
+    q: Tensor, ids: Tensor, margin: float, euclidean: bool, semi_hard: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    _check_operands(q, None, 0)
+    _check_ids(q.shape[0], None, ids, None)
+    result: tuple[Tensor, Tensor] = kernels(backend, "similarity").triplets(q, ids, margin, euclidean, semi_hard)
+    return result
+
+
+def _triplets_fake(
+    q: Tensor, ids: Tensor, margin: float, euclidean: bool, semi_hard: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    return _row(q, q.shape[0]), _row(q, q.shape[0])
+
+
+def _triplets_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, ids, *ctx.rest = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, ids)
+
+
+def _triplets_autograd(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Any, ...]:
+    if grad_loss is None:
+        return (None,) * 6
+    return torch.ops.pyssl_fast.triplets_backward(grad_loss, *ctx.saved_tensors, *ctx.rest), *(None,) * 5
+
+
+def _triplets_backward(
+    grad_loss: Tensor, q: Tensor, ids: Tensor, margin: float, euclidean: bool, semi_hard: bool, backend: str
+) -> Tensor:
+    result: Tensor = kernels(backend, "similarity").triplets_backward(grad_loss, q, ids, margin, euclidean, semi_hard)
+    return result
+
+
+def _triplets_backward_fake(
+    grad_loss: Tensor, q: Tensor, ids: Tensor, margin: float, euclidean: bool, semi_hard: bool, backend: str
+) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+# 1 matrix product forward, 3 backward, and a comparison for each of the M·P·N triplets, in rows that stay in the cache.
+define(
+    "triplets(Tensor q, Tensor ids, float margin, bool euclidean, bool semi_hard, str backend)"
+    " -> (Tensor loss, Tensor count)",
+    kernel=_triplets,
+    fake=_triplets_fake,
+    setup_context=_triplets_setup,
+    backward=_triplets_autograd,
+    autocast=1,
+)
+define(
+    "triplets_backward(Tensor grad_loss, Tensor q, Tensor ids, float margin, bool euclidean, bool semi_hard,"
+    " str backend) -> Tensor",
+    kernel=_triplets_backward,
+    fake=_triplets_backward_fake,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -16,38 +17,48 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from pyssl_fast.kernels.triton import aot, configs, similarity
+from pyssl_fast.kernels.triton import aot, configs
+from pyssl_fast.kernels.triton.similarity import rows, streamed
+from tests.kernels import similarity_cases as cases
+from tests.kernels.similarity_cases import COLUMNS, ROWS, SAME
 
 each_architecture = pytest.mark.parametrize("architecture", configs.ARCHITECTURES, ids="sm_{}".format)
 
 
+@functools.cache
+def builds(architecture: int) -> tuple[aot.Build, ...]:
+    """The tiles of one architecture; row kernels, which have no tables, of the first alone."""
+    return tuple(aot.builds(architecture, rows=architecture == configs.ARCHITECTURES[0]))
+
+
 @each_architecture
 def test_no_kernel_spills(architecture: int) -> None:
-    for build in aot.builds(architecture):
+    for build in builds(architecture):
         assert (build.spilled, build.spill_instructions) == (0, 0), build
         assert build.registers <= 255, build
 
 
 @each_architecture
 def test_shared_memory_fits(architecture: int) -> None:
-    for build in aot.builds(architecture):
+    for build in builds(architecture):
         assert build.shared <= configs.SHARED_MEMORY[architecture], build
 
 
 @each_architecture
 def test_products_use_the_matrix_units(architecture: int) -> None:
     seen = set()
-    for build in aot.builds(architecture):
+    for build in builds(architecture):
         if build.tile is not None:
             assert set(build.matrix) == {aot.MATRIX[architecture][build.precision]}, build
-            seen.add(build.precision)
-    assert seen == set(configs.KINDS)
+            seen.add((build.label.partition(" ")[0], build.precision))
+    kernels = ("sums", "gradient", "bank", "sigmoid", "sigmoid,", "neighbours")
+    assert seen == {(kernel, precision) for kernel in kernels for precision in configs.KINDS}
 
 
 @each_architecture
 def test_every_product_is_whole_on_the_matrix_units(architecture: int) -> None:
     # One of the two products, or two of tf32x3's three, could fall back to plain arithmetic beside the rest unseen.
-    for build in aot.builds(architecture):
+    for build in builds(architecture):
         tile = build.tile
         if tile is None:
             continue
@@ -57,13 +68,14 @@ def test_every_product_is_whole_on_the_matrix_units(architecture: int) -> None:
             dots.append((tile.block_out, tile.block_n))
         fewest = 0
         for columns, chunk in dots:
-            if architecture == 90:  # 64 rows, all columns, per four warps
-                fewest += tile.block_m // 64 * chunk // depth // (tile.warps // 4)
+            if architecture == 90:  # 64 rows, all columns, per four warps; more warps than rows share the columns
+                fewest += max(1, tile.block_m // 64 * 4 // tile.warps) * chunk // depth
             elif architecture == 100:  # 128 rows, all columns, per block
                 fewest += tile.block_m // 128 * chunk // depth
             else:  # 16 rows, 8 columns, per warp
                 fewest += tile.block_m // 16 * columns // 8 * chunk // depth // tile.warps
-        branches = 2  # constant shift and running maximum
+        # A constant shift and a running maximum, where rows were normalised.
+        branches = 2 if build.label.startswith(("sums", "gradient")) else 1
         assert sum(build.matrix.values()) >= branches * fewest * (3 if build.precision == "tf32x3" else 1), build
 
 
@@ -81,49 +93,94 @@ def test_old_gpu_is_refused() -> None:
         configs.nearest((7, 5))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows", [2, 8192])
-def test_a_launch_runs_what_was_inspected(rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The launchers, up to the launch: argument lists, and the very specialisation that the table speaks of.
-    class Driver:
-        def get_current_device(self) -> int:
-            return 0
+class Launches:
+    """The launchers, up to the launch: compiles what they ask for and keeps its specialisation."""
 
-        def get_current_stream(self, device: int) -> int:
-            return 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Driver:
+            def get_current_device(self) -> int:
+                return 0
 
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 80, 32)
+            def get_current_stream(self, device: int) -> int:
+                return 0
 
-    bound: dict[str, Any] = {}
+            def get_current_target(self) -> GPUTarget:
+                return GPUTarget("cuda", 80, 32)
 
-    def compile_only(self, *arguments, grid, warmup, **options):  # type: ignore[no-untyped-def]
-        assert all(size > 0 for size in grid)
-        compiled = run(self, *arguments, grid=grid, warmup=True, **options)
-        bound[self.fn.__name__] = compiled.src
-        return compiled
+        run = JITFunction.run
 
-    run = JITFunction.run
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(driver, "_active", Driver())
-    z, scale, row = torch.zeros(rows, 128, dtype=dtype), torch.tensor(10.0), torch.zeros(rows)
-    similarity.nt_xent(z, scale, 2)
-    similarity.nt_xent_backward(row, z, scale, row, row, 2)
+        def compile_only(this, *arguments, grid, warmup, **options):  # type: ignore[no-untyped-def]
+            assert all(size > 0 for size in grid)
+            compiled = run(this, *arguments, grid=grid, warmup=True, **options)
+            self.bound.setdefault(this.fn.__name__, []).append(compiled.src)
+            return compiled
 
+        self.bound: dict[str, list[Any]] = {}
+        monkeypatch.setattr(JITFunction, "run", compile_only)
+        monkeypatch.setattr(driver, "_active", Driver())
+
+
+def _inspected(label: str, precision: str, depth: int) -> Any:
+    for job in aot.tile_jobs(80):
+        name, _, limit = job.label.partition(" D≤")
+        fits = (name == label and int(limit or 0) == depth) or job.label == f"{label} any D"
+        if fits and job.precision == precision:
+            return aot.source(job.kernel, precision, job.constants)
+    raise LookupError(label)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_launch_runs_what_was_inspected(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(monkeypatch)
     precision = configs.kind(dtype)
-    assert len(bound) == 8
-    for name, kernel, constants in (
-        ("_stream_sums", similarity._stream_sums, configs.sums_constants(configs.sums(z), precision)),
-        ("_stream_gradient", similarity._stream_gradient, configs.gradient_constants(configs.gradient(z), precision)),
+    scale, ids = torch.tensor(10.0), torch.zeros(300, dtype=torch.int64)
+    limit, weight = torch.zeros(300, dtype=torch.float64), torch.ones(300)
+    for rows_, dim in ((2, 128), (300, 128)):  # sizes get no code of their own
+        z = torch.zeros(rows_, dim, dtype=dtype)
+        lse, positive, _ = streamed.contrast(z, None, scale, *(None,) * 4, [ROWS], [1.0], 2, True, False)
+        streamed.contrast_backward(
+            lse, positive, z, None, scale, *(None,) * 4, lse, [ROWS], [1.0], 2, True, True, False
+        )
+    q, k = torch.zeros(300, 128, dtype=dtype), torch.zeros(300, 128, dtype=dtype)
+    terms, powers = [ROWS, ROWS | SAME, COLUMNS, COLUMNS | SAME], [1.0, 1.0, 1.0, 1.5]
+    given = (q, k, scale, ids, ids, limit, limit)
+    lse, positive, _ = streamed.contrast(*given, terms, powers, 2, True, True)
+    streamed.contrast_backward(lse, positive, *given, lse, terms, powers, 2, True, True, True)
+    streamed.bank_contrast(q, k, scale, ids, ids, limit, [ROWS], [1.0], True)
+    streamed.sigmoid_contrast(q, k, scale, scale, ids, ids, weight, weight, True, True, True)
+    streamed.neighbours(q, k, 8, ids, ids)
+    bound = launches.bound
+
+    for name, label, which in (
+        ("stream_sums", "sums", 0),
+        ("stream_sums", "sums", 1),
+        ("stream_sums", "sums of kinds", 2),
+        ("stream_sums", "sums of kinds", 3),
+        ("stream_gradient", "gradient", 0),
+        ("stream_gradient", "gradient", 1),
+        ("stream_gradient", "gradient of kinds", 2),
+        ("stream_gradient", "gradient of kinds", 3),
+        ("stream_bank", "bank", 0),
+        ("stream_sigmoid", "sigmoid", 0),
+        ("stream_sigmoid", "sigmoid, swapped", 1),
+        ("stream_neighbours", "neighbours", 0),
     ):
-        inspected = aot.source(kernel, precision, constants)
-        assert bound[name].signature == inspected.signature
-        assert bound[name].constants == inspected.constants
-        assert {k: v for k, v in bound[name].attrs.items() if v} == inspected.attrs
+        inspected, launched = _inspected(label, precision, 128), bound[name][which]
+        assert launched.signature == inspected.signature, label
+        assert launched.constants == inspected.constants, label
+        assert {key: value for key, value in launched.attrs.items() if value} == inspected.attrs, label
+    assert set(bound) == {job.kernel.__name__ for job in (*aot.tile_jobs(80), *aot.row_jobs())}
+
+
+@pytest.mark.parametrize("layout", ["columns", "strided"])
+def test_a_queue_needs_no_copy(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(monkeypatch)
+    case = cases.Bank(rows=64, columns=4096, dim=128, layout=layout)
+    inputs = cases.bank_inputs(case, torch.bfloat16)
+    streamed.bank_contrast(*inputs, [ROWS], [1.0], False)
+    assert "copy_rows" not in launches.bound
 
 
 def test_every_integer_argument_is_known() -> None:
-    kernels = [similarity._stream_sums, similarity._stream_gradient]
-    kernels += [kernel for kernel, _ in similarity.row_kernels("bf16")]
-    names = {name for kernel in kernels for name in kernel.arg_names}
-    assert set(similarity.INTEGERS) <= names
+    names = {name for job in (*aot.tile_jobs(80), *aot.row_jobs()) for name in job.kernel.arg_names}
+    assert set(rows.INTEGERS) <= names

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import pyssl_fast
 from pyssl_fast.functional import nt_xent
 from pyssl_fast.losses import NTXentLoss
-from tests.kernels.nt_xent_cases import embeddings
+from pyssl_fast.ops.similarity import COLUMNS, NEGATIVES, ROWS, SAME
+from tests.functional.similarity.cases import embeddings
 
 OPS = torch.ops.pyssl_fast
+BOTH = [ROWS | NEGATIVES, COLUMNS | NEGATIVES]
 
 
 @pytest.fixture(autouse=True)
@@ -19,37 +26,284 @@ def fresh_compiler() -> None:
     torch.compiler.reset()
 
 
+@dataclass(frozen=True)
+class Call:
+    """An operator, its tensors for embeddings of some dtype, and its further arguments.
+
+    learned: the tensors that get a gradient, which the operator named in `backward` forms.
+    cast: how many of the tensors autocast casts. outputs: those that have a gradient.
+    """
+
+    name: str
+    tensors: Callable[[torch.dtype], list[Any]]
+    rest: tuple[Any, ...]
+    learned: tuple[int, ...] = ()
+    cast: int = 1
+    backward: str = ""
+    outputs: tuple[int, ...] = (0,)
+
+    def arguments(self, backend: str = "reference", dtype: torch.dtype = torch.float32) -> list[Any]:
+        tensors = self.tensors(dtype)
+        for index in self.learned:
+            tensors[index] = tensors[index].clone().requires_grad_()
+        return [*tensors, *self.rest, backend]
+
+    def __call__(self, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+        result = getattr(OPS, self.name)(*arguments)
+        return result if isinstance(result, tuple) else (result,)
+
+    def loss(self, arguments: Sequence[Any]) -> Tensor:
+        """A number with different weights for all that has a gradient."""
+        result = self(arguments)
+        found = [result[index].reshape(-1) for index in self.outputs]
+        return torch.stack([(x * torch.linspace(-0.5, 1, len(x))).sum() for x in found]).sum()
+
+
+def rows(count: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return embeddings(count, 1, 6, dtype, seed)
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor(float(value))
+
+
+def ids(count: int) -> Tensor:
+    return torch.arange(count) % 4
+
+
+CALLS = {
+    "contrast of views": Call(
+        "contrast",
+        lambda dtype: [rows(9, dtype), None, number(4), ids(9), None, None, None],
+        ([ROWS | NEGATIVES, ROWS | SAME], [1.0, 1.0], 3, True, True),
+        (0, 2),
+        2,
+        "contrast_backward",
+        (0, 1),
+    ),
+    "contrast of rows and columns": Call(
+        "contrast",
+        lambda dtype: [rows(8, dtype), rows(11, dtype, 1), number(1), ids(8), ids(11), None, None],
+        (BOTH, [1.5, 0.5], 2, False, True),
+        (0, 1, 2),
+        2,
+        "contrast_backward",
+        (0, 1),
+    ),
+    "contrast within limits": Call(
+        "contrast",
+        lambda dtype: [rows(8, dtype), rows(11, dtype, 1), number(2), None, None, torch.zeros(8), torch.ones(11)],
+        (BOTH, [1.0, 1.0], 0, True, False),
+        (0, 1, 2),
+        2,
+        "contrast_backward",
+        (0, 1),
+    ),
+    "bank_contrast": Call(
+        "bank_contrast",
+        lambda dtype: [rows(8, dtype), rows(11, dtype, 1), number(2), ids(8), ids(11), torch.ones(8)],
+        ([ROWS | NEGATIVES, ROWS | SAME], [1.0, 2.0], True),
+        (0, 2),
+        1,
+        "bank_contrast_backward",
+    ),
+    "sigmoid_total": Call(
+        "sigmoid_total",
+        lambda dtype: [
+            rows(8, dtype),
+            rows(11, dtype, 1),
+            number(3),
+            number(-2),
+            ids(8),
+            ids(11),
+            torch.rand(8).double(),
+            torch.ones(8).double(),
+        ],
+        (True, True, True),
+        (0, 1, 2, 3),
+        2,
+        "sigmoid_total_backward",
+    ),
+    "sigmoid_rows": Call(
+        "sigmoid_rows",
+        lambda dtype: [rows(8, dtype), rows(11, dtype, 1), number(3), number(-2), None, None, torch.ones(8).double()],
+        (),
+        (0, 1, 2, 3),
+        2,
+        "sigmoid_rows_backward",
+    ),
+    "neighbours": Call("neighbours", lambda dtype: [rows(8, dtype), rows(11, dtype, 1)], (3, None, None)),
+    "neighbours among themselves": Call("neighbours", lambda dtype: [rows(8, dtype), None], (9, ids(8), None)),
+    "hardest": Call("hardest", lambda dtype: [rows(8, dtype), ids(8), torch.zeros(8)], ()),
+    "triplets": Call(
+        "triplets", lambda dtype: [rows(8, dtype), ids(8)], (0.2, True, False), (0,), 1, "triplets_backward"
+    ),
+    "semi-hard triplets": Call(
+        "triplets", lambda dtype: [rows(8, dtype), ids(8)], (3.0, False, True), (0,), 1, "triplets_backward"
+    ),
+}
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+DIFFERENTIABLE = {name: call for name, call in CALLS.items() if call.learned}
+every_gradient = pytest.mark.parametrize("call", DIFFERENTIABLE.values(), ids=DIFFERENTIABLE)
+
+
+def leaves(call: Call, arguments: Sequence[Any]) -> list[Tensor]:
+    return [arguments[index] for index in call.learned]
+
+
+class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+    """The arguments of our operators as they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, tuple[Any, ...]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "pyssl_fast":
+            self.calls[func._opname] = args
+        return func(*args, **(kwargs or {}))
+
+
+@every_call
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_nt_xent_passes_opcheck(backend: str, dtype: torch.dtype) -> None:
-    z = embeddings(9, 2, 6, dtype).requires_grad_()
-    scale = torch.tensor(4.0, requires_grad=True)
-    torch.library.opcheck(OPS.nt_xent, (z, scale, 2, backend))
-    nll, shift, negative_sum = OPS.nt_xent(z.detach(), scale.detach(), 2, backend)
-    torch.library.opcheck(
-        OPS.nt_xent_backward, (torch.rand_like(nll), z.detach(), scale.detach(), shift, negative_sum, 2, backend)
+def test_passes_opcheck(call: Call, backend: str, dtype: torch.dtype) -> None:
+    arguments = call.arguments(backend, dtype)
+    torch.library.opcheck(getattr(OPS, call.name), tuple(arguments))
+    if call.backward:
+        with Seen() as seen:
+            call.loss(arguments).backward()
+        plain = tuple(x.detach() if isinstance(x, Tensor) else x for x in seen.calls[call.backward])
+        torch.library.opcheck(getattr(OPS, call.backward), plain)
+
+
+@every_gradient
+def test_gradients_are_right(call: Call) -> None:
+    arguments = call.arguments(dtype=torch.float64)
+    for index in call.learned:
+        arguments[index] = arguments[index].detach().double().requires_grad_()
+
+    def loss(*inputs: Tensor) -> Tensor:
+        given = list(arguments)
+        for index, x in zip(call.learned, inputs, strict=True):
+            given[index] = x
+        return call.loss(given)
+
+    assert torch.autograd.gradcheck(loss, leaves(call, arguments))
+
+
+@every_gradient
+def test_only_the_gradients_asked_for(call: Call) -> None:
+    full = call.arguments()
+    want = torch.autograd.grad(call.loss(full), leaves(call, full))
+    plain = [x.detach() if isinstance(x, Tensor) else x for x in full]
+    assert not any(x.requires_grad for x in call(plain))
+    for index, gradient in zip(call.learned, want, strict=True):
+        alone = list(plain)
+        alone[index] = full[index].detach().clone().requires_grad_()
+        call.loss(alone).backward()
+        assert [i for i, x in enumerate(alone) if isinstance(x, Tensor) and x.grad is not None] == [index]
+        torch.testing.assert_close(alone[index].grad, gradient)
+
+
+@every_call
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_runs_in_its_dtype(call: Call, compiled: bool) -> None:
+    arguments = call.arguments()
+    function = torch.compile(call, fullgraph=True, backend="aot_eager") if compiled else call
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = function(arguments)
+    cast = [x.bfloat16() if i < call.cast and isinstance(x, Tensor) else x for i, x in enumerate(arguments)]
+    for mine, want in zip(ours, call(cast), strict=True):
+        if not mine.dtype.is_floating_point or mine.dtype == torch.float64:
+            assert torch.equal(mine, want)
+    found = [x for x in ours if x.requires_grad]
+    if found:
+        found[0].sum().backward()
+        assert all(x.grad is None or x.grad.dtype == torch.float32 for x in leaves(call, arguments))
+        assert arguments[0].grad.abs().max() > 0
+
+
+@every_gradient
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_gives_the_same_gradient(call: Call, use_reentrant: bool) -> None:
+    arguments = call.arguments()
+    plain = torch.autograd.grad(call.loss(arguments), leaves(call, arguments))
+    again = checkpoint(lambda *x: call.loss(x), *arguments, use_reentrant=use_reentrant)
+    again.backward()
+    for x, want in zip(leaves(call, arguments), plain, strict=True):
+        assert torch.equal(x.grad, want)
+
+
+@every_gradient
+def test_saved_tensor_hooks_see_each_tensor_once(call: Call) -> None:
+    arguments, unpacked = call.arguments(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: (unpacked.append(id(x)), x)[1]):
+        result = [x for x in call(arguments) if x.requires_grad]
+    torch.autograd.backward(result, [torch.ones_like(x) for x in result])
+    assert unpacked and len(unpacked) == len(set(unpacked))
+
+
+@every_gradient
+def test_second_derivative_is_an_error(call: Call) -> None:
+    arguments = call.arguments()
+    (gradient,) = torch.autograd.grad(call.loss(arguments), arguments[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not supported"):
+        gradient.square().sum().backward()
+
+
+@every_gradient
+def test_gradients_of_any_size_and_stride(call: Call) -> None:
+    arguments = call.arguments()
+    found = [x for x in call(arguments) if x.requires_grad]
+    (one,) = torch.autograd.grad([x.sum() for x in found], arguments[0], retain_graph=True)
+    (many,) = torch.autograd.grad(
+        [2.0**20 * x for x in found], arguments[0], [torch.ones(()).double().expand(x.shape).to(x.dtype) for x in found]
     )
+    torch.testing.assert_close(many, 2.0**20 * one)
 
 
-def views(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+# ---- what is refused when an operator is called by itself ------------------------------------------------------------
+
+Z, SCALE = torch.zeros(6, 3), torch.tensor(1.0)
+
+
+def contrast(q: Tensor, k: Tensor | None, terms: list[int], views: int, row_ids: Tensor | None = None) -> Any:
+    return OPS.contrast(q, k, SCALE, row_ids, None, None, None, terms, [1.0] * len(terms), views, True, False, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: contrast(Z, None, [ROWS], 1), r"\[6, 3\] rows do not stand in 1 views"),
+        (lambda: contrast(Z, None, [ROWS], 4), r"\[6, 3\] rows do not stand in 4 views"),
+        (lambda: contrast(Z, Z, [ROWS], 3), r"\[6, 3\] rows do not stand in 3 views"),
+        (lambda: contrast(Z, Z[:4], [ROWS], 2), r"\[6, 3\] rows do not stand in 2 views"),
+        (lambda: contrast(Z[:0], None, [ROWS], 2), r"q must be \[M, D\] with M ≥ 1; got \[0, 3\]"),
+        (lambda: contrast(Z, Z[:, :2], [ROWS], 0), r"k must be \[N, 3\] with N ≥ 1; got \[6, 2\]"),
+        (lambda: contrast(Z, None, [COLUMNS], 0), "terms of columns need a k"),
+        (lambda: contrast(Z, None, [ROWS], 0, torch.arange(5)), r"ids must be int64 \[6\]; got torch.int64 \[5\]"),
+        (lambda: contrast(Z, None, [ROWS], 0, torch.ones(6)), r"ids must be int64 \[6\]; got torch.float32 \[6\]"),
+        (
+            lambda: OPS.bank_contrast(Z, Z, SCALE, None, None, None, [COLUMNS], [1.0], False, "cpu"),
+            "bank_contrast has terms of rows alone",
+        ),
+        (lambda: OPS.hardest(Z, torch.arange(5), torch.zeros(6), "cpu"), r"ids must be int64 \[6\]"),
+        (lambda: OPS.triplets(Z, torch.arange(5), 0.1, True, False, "cpu"), r"ids must be int64 \[6\]"),
+        (lambda: OPS.neighbours(Z, Z[:, :2], 1, None, None, "cpu"), r"k must be \[N, 3\]"),
+    ],
+)
+def test_called_directly_refuses(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ---- a loss on top of them -------------------------------------------------------------------------------------------
+
+
+def views(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     z0, z1 = embeddings(40, 2, 24, dtype).split(40)
     return z0.clone().requires_grad_(), z1.clone().requires_grad_()
-
-
-@pytest.mark.parametrize("mark_dynamic", [False, True])
-def test_compiles_without_a_graph_break(mark_dynamic: bool) -> None:
-    (z0, z1), temperature = views(), torch.tensor(0.2, requires_grad=True)
-    compiled = torch.compile(nt_xent, fullgraph=True, dynamic=mark_dynamic, backend="aot_eager")
-    for samples in (40, 17):
-        ours = compiled(z0[:samples], z1[:samples], temperature)
-        eager = nt_xent(z0[:samples], z1[:samples], temperature)
-        assert torch.equal(ours, eager)
-        for mine, theirs in zip(
-            torch.autograd.grad(ours * 3, (z0, z1, temperature)),
-            torch.autograd.grad(eager * 3, (z0, z1, temperature)),
-            strict=True,
-        ):
-            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
@@ -69,68 +323,10 @@ def test_traces_with_fake_tensors() -> None:
     assert torch.equal(graph(z0, z1, torch.tensor(0.3)), nt_xent(z0, z1, 0.3))
 
 
-@pytest.mark.parametrize(("rows", "count"), [(6, 1), (6, 4), (0, 2)])
-def test_called_directly_refuses_rows_that_are_no_views(rows: int, count: int) -> None:
-    with pytest.raises(ValueError, match=r"z must be \[views·N, D\]"):
-        OPS.nt_xent(torch.zeros(rows, 3), torch.tensor(1.0), count, "cpu")
-
-
 def test_compiles_with_inductor() -> None:
     z0, z1 = views()
     ours = torch.compile(lambda a, b: 2 * nt_xent(a, b, 0.2), fullgraph=True)(z0, z1)
     torch.testing.assert_close(ours, 2 * nt_xent(z0, z1, 0.2))
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_autocast_runs_in_its_dtype_and_returns_float32(compiled: bool) -> None:
-    z0, z1 = views()
-    function = torch.compile(nt_xent, fullgraph=True, backend="aot_eager") if compiled else nt_xent
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = function(z0, z1, 0.2)
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, nt_xent(z0.bfloat16(), z1.bfloat16(), 0.2))
-    loss.backward()
-    assert z0.grad is not None and z0.grad.dtype == torch.float32 and z0.grad.abs().max() > 0
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_gives_the_same_gradient(use_reentrant: bool) -> None:
-    z0, z1 = views()
-    plain = torch.autograd.grad(nt_xent(z0, z1), (z0, z1))
-    checkpoint(nt_xent, z0, z1, use_reentrant=use_reentrant).backward()
-    assert torch.equal(z0.grad, plain[0]) and torch.equal(z1.grad, plain[1])
-
-
-def test_saved_tensor_hooks_see_each_tensor_once() -> None:
-    z0, z1 = views()
-    unpacked: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: (unpacked.append(id(x)), x)[1]):
-        loss = nt_xent(z0, z1)
-        loss.backward()
-    assert unpacked and len(unpacked) == len(set(unpacked))
-
-
-def test_second_derivative_is_an_error() -> None:
-    z0, z1 = views()
-    (gradient,) = torch.autograd.grad(nt_xent(z0, z1), z0, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives are not supported"):
-        gradient.square().sum().backward()
-
-
-@pytest.mark.parametrize("needed", [(True, False, False), (False, True, True), (False, False, True)])
-def test_only_the_gradients_asked_for(needed: tuple[bool, bool, bool]) -> None:
-    full = [x.detach().clone().requires_grad_() for x in (*views(), torch.tensor(0.3))]
-    expected = torch.autograd.grad(nt_xent(*full), full)
-    inputs = [x.detach().clone().requires_grad_(need) for x, need in zip(full, needed, strict=True)]
-    nt_xent(*inputs).backward()
-    for x, need, want in zip(inputs, needed, expected, strict=True):
-        assert (x.grad is not None) == need
-        assert x.grad is None or torch.equal(x.grad, want)
-
-
-def test_no_gradient_asked_for_no_graph() -> None:
-    z0, z1 = (x.detach() for x in views())
-    assert not nt_xent(z0, z1).requires_grad
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -166,6 +362,6 @@ def test_deterministic_mode_is_no_obstacle() -> None:
     z0, z1 = views()
     torch.use_deterministic_algorithms(True)
     try:
-        nt_xent(z0, z1).backward()
+        nt_xent(z0, z1, ids=torch.arange(40) // 2, label_smoothing=0.1).backward()
     finally:
         torch.use_deterministic_algorithms(False)

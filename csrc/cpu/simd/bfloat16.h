@@ -72,17 +72,17 @@ static inline __m512 high_half(__m512i x) {
 template <int Parts>
 class Bfloat16Products {
  public:
-  Bfloat16Products(int64_t rows, int64_t dim, bool backward)
+  Bfloat16Products(int64_t rows, int64_t dim, bool multiplied)
       : depth_(round_up(dim, 32)),
-        stride_((depth_ / 16 | 1) * 16),
+        stride_(stride(dim)),
         part_(round_up(rows, kRowPadding) * depth_),
-        backward_(backward),
+        multiplied_(multiplied),
         a_(Parts * part_ * 2),
         bt_(Parts * part_ * 2),
-        b_(backward ? Parts * part_ * 2 : 0) {}
+        b_(multiplied ? Parts * part_ * 2 : 0) {}
 
   static constexpr int64_t kEdge = kBlock / 2;  // W and Wᵀ take their room in the second-level cache too
-  int64_t stride() const { return stride_; }
+  static int64_t stride(int64_t dim) { return (round_up(dim, 32) / 16 | 1) * 16; }
   static constexpr int64_t kWeightStride = kEdge + 32;  // 7 lines
   static constexpr int64_t kWeights = kEdge * kWeightStride;
   static constexpr int64_t kTileScratch = 2 * Parts * kWeights * 2;
@@ -125,7 +125,7 @@ class Bfloat16Products {
           transpose16(x);
           for (int i = 0; i < 16; ++i) _mm512_storeu_si512(bt(part, r, d) + i * 32, x[i]);
         }
-      if (!backward_) continue;
+      if (!multiplied_) continue;
       for (int64_t r = begin; r < begin + padded; r += 2)
         for (int64_t d = 0; d < depth_; d += 16) {
           const __m256i x0 = _mm256_loadu_si256((const __m256i*)(a(part, r) + d));
@@ -136,7 +136,7 @@ class Bfloat16Products {
     }
   }
 
-  void scores(Block I, Block J, float* s, void*) const {
+  void scores(Block I, const Bfloat16Products& v, Block J, float* s) const {
     for (int64_t i = 0; i < I.size; i += 32)
       for (int64_t j = 0; j < J.size; j += 32) {
         float* c = s + i * kTileStride + j;
@@ -146,7 +146,7 @@ class Bfloat16Products {
         _tile_zero(3);
         for_parts([&](int pa, int pb) {
           const uint16_t *a0 = a(pa, I.begin + i), *a1 = a0 + 16 * depth_;
-          const uint16_t *b0 = bt(pb, J.begin + j, 0), *b1 = bt(pb, J.begin + j + 16, 0);
+          const uint16_t *b0 = v.bt(pb, J.begin + j, 0), *b1 = v.bt(pb, J.begin + j + 16, 0);
           for (int64_t d = 0; d < depth_; d += 32) multiply(a0 + d, a1 + d, depth_, b0 + d * 16, b1 + d * 16);
         });
         store(c, kTileStride);
@@ -247,7 +247,7 @@ class Bfloat16Products {
   void product(const uint16_t* w, Block I, Block K, float* du) const {
     for (int64_t d = 0; d < depth_; d += 32)
       for (int64_t i = 0; i < I.size; i += 32) {
-        float* c = du + (I.begin + i) * stride_ + d;
+        float* c = du + i * stride_ + d;
         load(c, stride_);
         for_parts([&](int pa, int pb) {
           const uint16_t *a0 = w + pa * kWeights + i * kWeightStride, *a1 = a0 + 16 * kWeightStride;
@@ -261,7 +261,7 @@ class Bfloat16Products {
   }
 
   const int64_t depth_, stride_, part_;
-  const bool backward_;
+  const bool multiplied_;
   Scratch a_, bt_, b_;
 };
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
-import functools
+import multiprocessing
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pyssl_fast.kernels.triton import configs, similarity
+from pyssl_fast.kernels.triton import configs
+from pyssl_fast.kernels.triton.similarity import rows, streamed, tiles
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _ELEMENT = {"tf32x3": "*fp32", "tf32": "*fp32", "bf16": "*bf16", "fp16": "*fp16"}
-_IN_DTYPE = ("z", "y", "grad_z")
-_STRIDES = ("row_stride", "column_stride")
-_ALIGNED = ("depth", "padded", "row_stride")
+_IN_DTYPE = ("z", "y", "x", "keys", "grad_z")
+_SCALARS = ("power", "steepest")
+_DOUBLES = ("lse", "positive", "grad", "bound", "grad_scale_parts")
+_LONGS = ("row_ids", "column_ids", "best")
+_ALIGNED = ("depth", "padded", "own_padded", "other_padded", "row_stride")
 
 # The matrix instruction that each precision must show. sm_100's UTCHMMA does not name its type; the PTX does.
 MATRIX = {
@@ -50,23 +54,30 @@ class Build:
     matrix: Mapping[str, int]  # matrix instruction -> how often it stands in the code
 
 
+def _type(name: str, precision: str, terms: int) -> Any:
+    if name in _IN_DTYPE:
+        return _ELEMENT[precision]
+    if name in rows.INTEGERS:
+        return "i32"
+    if name in _SCALARS:
+        return "fp32"
+    if name.endswith("powers"):
+        return ("fp32",) * max(1, terms)
+    return "*fp64" if name in _DOUBLES else "*i64" if name in _LONGS else "*fp32"
+
+
 def source(kernel: Any, precision: str, constants: dict[str, Any]) -> ASTSource:
     """A kernel with the types of a launch on ordinary tensors: aligned pointers, unit column stride, 32-bit sizes."""
-    constants = {**constants, **{name: 1 for name in kernel.arg_names if name == "column_stride"}}
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in _IN_DTYPE:
-            signature[name] = _ELEMENT[precision]
-        elif name in similarity.INTEGERS:
-            signature[name] = "i32"
-        else:
-            signature[name] = "*fp32"
+    constants = {**{name: 1 for name in kernel.arg_names if name == "column_stride"}, **constants}
+    terms = {"powers": "TERMS", "own_powers": "OWN", "other_powers": "OTHER"}
+    signature = {
+        name: "constexpr" if name in constants else _type(name, precision, len(constants.get(terms.get(name, ""), ())))
+        for name in kernel.arg_names
+    }
     attributes = {
         (position,): [["tt.divisibility", 16]]
         for position, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or (name in _ALIGNED and name not in constants)
+        if signature[name][0] == "*" or (name in _ALIGNED and name not in constants)
     }
     return ASTSource(kernel, signature, constants, attributes)
 
@@ -114,44 +125,93 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([str(_TOOLS / name), *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def shipped_tiles(architecture: int) -> Iterator[tuple[str, Any, str, int, configs.Tile]]:
-    """(label, kernel, precision, largest D, tile) of every streaming kernel of an architecture."""
-    for label, kernel, table in (
-        ("sums", similarity._stream_sums, configs.SUMS),
-        ("gradient", similarity._stream_gradient, configs.GRADIENT),
-    ):
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One kernel to compile."""
+
+    label: str
+    kernel: Any
+    precision: str
+    constants: dict[str, Any]
+    warps: int
+    stages: int = 3
+    tile: configs.Tile | None = None
+
+
+def tile_jobs(architecture: int) -> Iterator[Job]:
+    """Every tile of an architecture's tables, in the kernel that takes most: with every optional argument."""
+    no_ids: dict[str, Any] = {"row_ids": None, "column_ids": None}
+    no_limits: dict[str, Any] = {"own_limit": None, "other_limit": None}
+    kernels: tuple[tuple[str, Any, Any, Callable[[configs.Tile, str], dict[str, Any]]], ...] = (
+        ("sums", tiles.stream_sums, configs.SUMS, lambda t, p: {
+            **streamed.sums_constants(t, p, (0,), True, True, True), **no_ids, "limit": None, "statistics": None,
+        }),
+        ("sums of kinds", tiles.stream_sums, configs.SUMS_OF_KINDS, lambda t, p: (
+            streamed.sums_constants(t, p, (0, 1), True, True, False)
+        )),
+        ("gradient", tiles.stream_gradient, configs.GRADIENT, lambda t, p: {
+            **streamed.gradient_constants(t, p, (0,), (0,), True, True, True, True), **no_ids, **no_limits,
+        }),
+        ("gradient of kinds", tiles.stream_gradient, configs.GRADIENT_OF_KINDS, lambda t, p: (
+            streamed.gradient_constants(t, p, (0, 1), (0, 1), False, True, True, False)
+        )),
+        ("bank", tiles.stream_bank, configs.BANK, lambda t, p: streamed.bank_constants(t, p, 0, True)),
+        ("sigmoid", tiles.stream_sigmoid, configs.SIGMOID, lambda t, p: streamed.sigmoid_constants(t, p, False)),
+        ("sigmoid, swapped", tiles.stream_sigmoid, configs.SIGMOID, lambda t, p: {
+            **streamed.sigmoid_constants(t, p, True), "sums": None,
+        }),
+        ("neighbours", tiles.stream_neighbours, configs.NEIGHBOURS, lambda t, p: (
+            streamed.neighbours_constants(t, p, False, True, configs.NEIGHBOURS_AT_MOST)
+        )),
+    )  # fmt: skip
+    for name, kernel, table, constants in kernels:
         for precision in configs.KINDS:
-            by_depth = table[architecture][precision if precision.startswith("tf32") else "half"]
-            for depth, tile in by_depth.items():
-                yield label, kernel, precision, depth, tile
+            unit = {"radius": None, "x_radius": None} if precision.startswith("tf32") else {}
+            own = {n: v for n, v in unit.items() if n in kernel.arg_names}
+            for depth, tile in table[architecture][precision if precision.startswith("tf32") else "half"].items():
+                label = f"{name} D≤{depth}" if depth < configs.ANY else f"{name} any D"
+                yield Job(
+                    label, kernel, precision, {**constants(tile, precision), **own}, tile.warps, tile.stages, tile
+                )
 
 
-@functools.cache
-def builds(architecture: int) -> tuple[Build, ...]:
-    """Every shipped kernel, compiled for one architecture."""
-    result = []
-    for label, kernel, precision, depth, tile in shipped_tiles(architecture):
-        choose = configs.gradient_constants if label == "gradient" else configs.sums_constants
-        compiled = compile_kernel(kernel, precision, choose(tile, precision), architecture, tile.warps, tile.stages)
-        name = f"{label} D≤{depth}" if depth < configs.ANY else f"{label} any D"
-        result.append(inspect(compiled, name, architecture, precision, tile))
+def row_jobs() -> Iterator[Job]:
+    """Every row kernel."""
     row = configs.ROW
     for precision in ("tf32x3", "bf16", "fp16"):
-        for kernel, own in similarity.row_kernels(precision):
+        for kernel, own in rows.row_kernels(precision):
             if precision != "tf32x3" and not set(_IN_DTYPE) & set(kernel.arg_names):
                 continue  # only float32 goes in and out
             shape = {
-                name: getattr(row, name.lower())
-                for name in ("BLOCK_R", "BLOCK_D", "BLOCK", "BLOCK_REDUCE")
-                if name in kernel.arg_names
+                name: getattr(row, name.lower()) for name in ("BLOCK_R", "BLOCK_D", "BLOCK") if name in kernel.arg_names
             }
-            compiled = compile_kernel(kernel, precision, {**shape, **own}, architecture, row.warps)
-            result.append(inspect(compiled, kernel.__name__, architecture, precision))
-    return tuple(result)
+            yield Job(kernel.__name__, kernel, precision, {**shape, **own}, row.warps)
+
+
+def build(job: Job, architecture: int) -> Build:
+    """A kernel compiled for an architecture, and read."""
+    compiled = compile_kernel(job.kernel, job.precision, job.constants, architecture, job.warps, job.stages)
+    return inspect(compiled, job.label, architecture, job.precision, job.tile)
+
+
+def builds(architecture: int, rows: bool = True) -> Iterator[Build]:
+    """Every tile, and every row kernel if asked for, on as many processes as there are cores."""
+    count = len(_jobs(architecture, rows))
+    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+        yield from pool.map(_build_nth, [architecture] * count, [rows] * count, range(count))
+
+
+def _jobs(architecture: int, rows: bool) -> list[Job]:
+    return [*tile_jobs(architecture), *(row_jobs() if rows else ())]
+
+
+def _build_nth(architecture: int, rows: bool, number: int) -> Build:
+    """A kernel does not travel between processes; its place in the list does."""
+    return build(_jobs(architecture, rows)[number], architecture)
 
 
 def _main() -> None:
-    print(f"{'target':7}{'kernel':24}{'precision':10}{'tile':30}{'registers':>10}{'spilled':>8}{'shared':>8}  matrix")
+    print(f"{'target':7}{'kernel':28}{'precision':10}{'tile':30}{'registers':>10}{'spilled':>8}{'shared':>8}  matrix")
     for architecture in configs.ARCHITECTURES:
         for build in builds(architecture):
             t = build.tile
@@ -160,7 +220,7 @@ def _main() -> None:
                 shape += (f"→{t.block_out}" if t.block_out else "") + f" {t.warps}w {t.stages}s"
             matrix = ", ".join(f"{count} {name}" for name, count in build.matrix.items())
             print(
-                f"sm_{architecture:<4}{build.label:24}{build.precision:10}{shape:30}"
+                f"sm_{architecture:<4}{build.label:28}{build.precision:10}{shape:30}"
                 f"{build.registers:>10}{build.spilled:>8}{build.shared:>8}  {matrix}"
             )
 

@@ -32,7 +32,7 @@ class Tile:
         block_n: columns it takes at a time.
         block_k: of D at a time in S.
         warps, stages: as Triton takes them.
-        block_out: gradient only: of D at a time in dU, in registers for the program's whole life.
+        block_out: of D at a time where rows of D are summed up, in registers for the program's whole life.
         one_chunk: block_k holds all of D, so that the row block is loaded once.
         programs: columns are split among programs until there are this many.
     """
@@ -82,81 +82,237 @@ def _gradient(*shape: int, one_chunk: bool = False) -> Tile:
 SUMS: dict[int, dict[str, dict[int, Tile]]] = {
     80: {
         "tf32x3": {ANY: Tile(128, 64, 32, 8, 3)},  # 254; 128×128 spills 248 bytes
-        "tf32": {ANY: Tile(128, 128, 32, 8, 3)},  # 170
+        "tf32": {ANY: Tile(128, 128, 32, 8, 3)},  # 171
         "half": {
-            64: Tile(128, 64, 64, 4, 3, one_chunk=True),  # 168: two blocks per multiprocessor
-            128: Tile(128, 64, 128, 4, 3, one_chunk=True),  # 180: two blocks
-            ANY: Tile(128, 128, 64, 8, 3),  # 204
+            64: Tile(128, 64, 64, 4, 3, one_chunk=True),  # 168
+            128: Tile(128, 64, 128, 4, 3, one_chunk=True),  # 192
+            ANY: Tile(128, 128, 64, 8, 3),  # 207
         },
     },
     90: {
-        "tf32x3": {ANY: Tile(128, 128, 32, 8, 3)},  # 230
-        "tf32": {ANY: Tile(128, 128, 32, 8, 3)},  # 204
+        "tf32x3": {ANY: Tile(128, 128, 32, 8, 3)},  # 228
+        "tf32": {ANY: Tile(128, 128, 32, 8, 3)},  # 201
         "half": {
-            64: Tile(128, 128, 64, 8, 3, one_chunk=True),  # 217
-            128: Tile(128, 128, 128, 8, 3, one_chunk=True),  # 211
-            ANY: Tile(128, 128, 64, 8, 3),  # 222
+            64: Tile(128, 128, 64, 8, 3, one_chunk=True),  # 193
+            128: Tile(128, 128, 128, 8, 3, one_chunk=True),  # 214
+            ANY: Tile(128, 128, 64, 8, 3),  # 193
         },
     },
     100: {
         "tf32x3": {ANY: Tile(128, 128, 32, 8, 3)},  # 255
-        "tf32": {ANY: Tile(128, 128, 32, 8, 3)},  # 255
-        "half": {
-            64: Tile(128, 128, 64, 8, 3, one_chunk=True),  # 255
-            128: Tile(128, 128, 128, 8, 3, one_chunk=True),  # 255
-            ANY: Tile(128, 128, 64, 8, 3),  # 209
-        },
+        "tf32": {ANY: Tile(128, 128, 32, 8, 3)},  # 254
+        "half": {ANY: Tile(128, 128, 64, 8, 3)},  # 208; in one chunk it spills 8 to 24 bytes
     },
     120: {
         "tf32x3": {ANY: Tile(64, 64, 32, 8, 3)},  # 174
         "tf32": {ANY: Tile(64, 64, 32, 4, 3)},  # 128; 128×64 spills 8 bytes
         "half": {
-            64: Tile(128, 64, 64, 8, 2, one_chunk=True),  # 107
+            64: Tile(128, 64, 64, 8, 2, one_chunk=True),  # 126
             128: Tile(128, 64, 128, 8, 2, one_chunk=True),  # 128
-            ANY: Tile(64, 64, 64, 4, 3),  # 141; 128×64 spills 16 bytes
+            ANY: Tile(64, 64, 64, 4, 3),  # 143; 128×64 spills 16 bytes
         },
     },
 }
 GRADIENT: dict[int, dict[str, dict[int, Tile]]] = {
     80: {
-        "tf32x3": {64: _gradient(64, 32, 32, 64, 8, 2), ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 247, 223
-        "tf32": {64: _gradient(128, 64, 32, 64, 8, 2), ANY: _gradient(128, 64, 32, 128, 8, 2)},  # 198, 246
+        "tf32x3": {64: _gradient(64, 32, 32, 64, 8, 2), ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 252, 213
+        "tf32": {64: _gradient(128, 64, 32, 64, 8, 2), ANY: _gradient(128, 64, 32, 128, 8, 2)},  # 168, 250
         "half": {
-            64: _gradient(128, 64, 64, 64, 8, 3, one_chunk=True),  # 194
-            128: _gradient(64, 64, 128, 128, 4, 3, one_chunk=True),  # 246; 128×64 spills 48 bytes
-            ANY: _gradient(128, 64, 64, 128, 8, 3),  # 236
+            64: _gradient(128, 64, 64, 64, 8, 3, one_chunk=True),  # 198
+            128: _gradient(64, 64, 128, 128, 4, 3, one_chunk=True),  # 250; 128×64 spills 48 bytes
+            ANY: _gradient(64, 64, 64, 256, 8, 3),  # 177
         },
     },
     90: {
-        "tf32x3": {64: _gradient(128, 32, 32, 64, 8, 2), ANY: _gradient(128, 32, 32, 128, 8, 2)},  # 168, 232
-        "tf32": {64: _gradient(128, 64, 32, 64, 8, 3), ANY: _gradient(128, 64, 32, 128, 8, 3)},  # 226, 254
+        "tf32x3": {64: _gradient(128, 32, 32, 64, 8, 2), ANY: _gradient(128, 32, 32, 128, 8, 2)},  # 177, 239
+        "tf32": {64: _gradient(128, 64, 32, 64, 8, 3), ANY: _gradient(128, 64, 32, 128, 8, 3)},  # 176, 255
         "half": {
-            64: _gradient(128, 128, 64, 64, 8, 3, one_chunk=True),  # 245
-            128: _gradient(128, 128, 128, 128, 8, 3, one_chunk=True),  # 246
-            ANY: _gradient(128, 64, 64, 256, 8, 3),  # 255
+            64: _gradient(128, 128, 64, 64, 8, 3, one_chunk=True),  # 207
+            128: _gradient(128, 128, 128, 128, 8, 3, one_chunk=True),  # 255
+            ANY: _gradient(128, 64, 64, 256, 8, 3),  # 254
         },
     },
     100: {
         "tf32x3": {
-            64: _gradient(128, 32, 32, 64, 8, 2),
-            ANY: _gradient(128, 32, 32, 128, 8, 2),
-        },  # 175, 218; 128×64 spills 16 bytes
-        "tf32": {64: _gradient(128, 64, 32, 64, 8, 3), ANY: _gradient(128, 64, 32, 128, 8, 3)},  # 237, 255
+            64: _gradient(128, 32, 32, 64, 8, 2),  # 160
+            ANY: _gradient(128, 32, 32, 128, 8, 2),  # 204
+        },  # 128×64 spills 16 bytes
+        "tf32": {64: _gradient(128, 32, 32, 64, 8, 3), ANY: _gradient(128, 64, 32, 128, 8, 3)},  # 103, 176
         "half": {
-            64: _gradient(128, 64, 64, 64, 8, 3, one_chunk=True),  # 172
-            128: _gradient(128, 64, 128, 128, 8, 3, one_chunk=True),  # 181
-            ANY: _gradient(128, 64, 64, 256, 8, 3),  # 241 (fp16 255)
+            64: _gradient(128, 64, 64, 64, 8, 3, one_chunk=True),  # 128
+            128: _gradient(128, 64, 128, 128, 8, 3, one_chunk=True),  # 146
+            ANY: _gradient(128, 64, 64, 256, 8, 3),  # 254
         },
     },
     120: {
-        "tf32x3": {64: _gradient(64, 32, 32, 64, 8, 2), ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 245, 213
-        "tf32": {64: _gradient(64, 64, 32, 64, 8, 2), ANY: _gradient(64, 64, 32, 128, 8, 2)},  # 128, 172
+        "tf32x3": {64: _gradient(64, 32, 32, 64, 8, 2), ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 245, 178
+        "tf32": {64: _gradient(64, 64, 32, 64, 8, 2), ANY: _gradient(64, 64, 32, 128, 8, 2)},  # 128, 170
         "half": {
-            64: _gradient(64, 64, 64, 64, 4, 3, one_chunk=True),  # 214
+            64: _gradient(64, 64, 64, 64, 4, 3, one_chunk=True),  # 203
             128: _gradient(64, 64, 128, 128, 4, 2, one_chunk=True),  # 230
-            ANY: _gradient(128, 64, 64, 128, 8, 2),  # 226
+            ANY: _gradient(128, 64, 64, 128, 8, 2),  # 230
         },
     },
+}
+
+# The same two with masks of kinds of pairs: ids, limits, statistics, several terms. Smaller, for the masks' registers;
+# compiled with two terms on each side.
+SUMS_OF_KINDS: dict[int, dict[str, dict[int, Tile]]] = {
+    80: {
+        "tf32x3": {ANY: Tile(64, 64, 32, 8, 3)},  # 252
+        "tf32": {ANY: Tile(64, 64, 32, 4, 3)},  # 189
+        "half": {128: Tile(64, 64, 128, 4, 3, one_chunk=True), ANY: Tile(64, 64, 64, 4, 3)},  # 252, 255
+    },
+    90: {
+        "tf32x3": {ANY: Tile(128, 64, 32, 8, 3)},  # 205
+        "tf32": {ANY: Tile(128, 64, 32, 8, 3)},  # 187
+        "half": {128: Tile(128, 64, 128, 8, 3, one_chunk=True), ANY: Tile(128, 64, 64, 8, 3)},  # 195, 193
+    },
+    100: {
+        "tf32x3": {ANY: Tile(128, 64, 32, 8, 3)},  # 245
+        "tf32": {ANY: Tile(128, 64, 32, 8, 3)},  # 243
+        "half": {ANY: Tile(128, 64, 64, 8, 3)},  # 228
+    },
+    120: {
+        "tf32x3": {ANY: Tile(64, 64, 32, 8, 2)},  # 255
+        "tf32": {ANY: Tile(64, 64, 32, 8, 3)},  # 162
+        "half": {128: Tile(64, 64, 128, 8, 2, one_chunk=True), ANY: Tile(64, 64, 64, 8, 3)},  # 176, 171
+    },
+}
+GRADIENT_OF_KINDS: dict[int, dict[str, dict[int, Tile]]] = {
+    80: {
+        "tf32x3": {ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 221
+        "tf32": {ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 171
+        "half": {
+            128: _gradient(64, 64, 128, 128, 8, 3, one_chunk=True),  # 253
+            ANY: _gradient(64, 64, 64, 256, 8, 2),  # 255
+        },
+    },
+    90: {
+        "tf32x3": {ANY: _gradient(128, 32, 32, 128, 8, 2)},  # 243
+        "tf32": {ANY: _gradient(128, 32, 32, 128, 8, 3)},  # 234
+        "half": {
+            128: _gradient(128, 32, 128, 128, 8, 3, one_chunk=True),  # 186
+            ANY: _gradient(128, 32, 64, 128, 8, 3),  # 233
+        },
+    },
+    100: {
+        "tf32x3": {ANY: _gradient(128, 32, 32, 128, 8, 2)},  # 229
+        "tf32": {ANY: _gradient(128, 64, 32, 128, 8, 2)},  # 187
+        "half": {
+            128: _gradient(128, 64, 128, 128, 8, 3, one_chunk=True),  # 248
+            ANY: _gradient(128, 64, 64, 128, 8, 3),  # 206
+        },
+    },
+    120: {
+        "tf32x3": {ANY: _gradient(64, 32, 32, 64, 8, 2)},  # 198
+        "tf32": {ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 177
+        "half": {
+            128: _gradient(64, 64, 128, 128, 8, 2, one_chunk=True),  # 255
+            ANY: _gradient(64, 64, 64, 128, 8, 2),  # 231
+        },
+    },
+}
+BANK: dict[int, dict[str, dict[int, Tile]]] = {
+    80: {
+        "tf32x3": {ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 255
+        "tf32": {ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 154
+        "half": {
+            128: _gradient(64, 64, 128, 128, 4, 2, one_chunk=True),  # 255
+            ANY: _gradient(64, 64, 64, 256, 8, 2),  # 233
+        },
+    },
+    90: {
+        "tf32x3": {ANY: _gradient(64, 32, 32, 128, 4, 2)},  # 254
+        "tf32": {ANY: _gradient(64, 32, 32, 128, 4, 3)},  # 247
+        "half": {
+            128: _gradient(64, 64, 128, 128, 4, 3, one_chunk=True),  # 255
+            ANY: _gradient(64, 64, 64, 256, 8, 3),  # 230
+        },
+    },
+    100: {
+        "tf32x3": {ANY: _gradient(128, 32, 32, 128, 8, 2)},  # 212
+        "tf32": {ANY: _gradient(128, 32, 32, 128, 8, 3)},  # 158
+        "half": {
+            128: _gradient(128, 64, 128, 128, 8, 2, one_chunk=True),  # 241
+            ANY: _gradient(128, 64, 64, 256, 8, 2),  # 254
+        },
+    },
+    120: {
+        "tf32x3": {ANY: _gradient(64, 16, 32, 128, 8, 2)},  # 178
+        "tf32": {ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 153
+        "half": {
+            128: _gradient(64, 64, 128, 128, 8, 2, one_chunk=True),  # 183
+            ANY: _gradient(64, 64, 64, 128, 8, 2),  # 177
+        },
+    },
+}
+SIGMOID: dict[int, dict[str, dict[int, Tile]]] = {
+    80: {
+        "tf32x3": {ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 255
+        "tf32": {ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 158
+        "half": {ANY: _gradient(64, 64, 64, 256, 8, 2)},  # 255
+    },
+    90: {
+        "tf32x3": {ANY: _gradient(128, 32, 32, 128, 8, 2)},  # 252
+        "tf32": {ANY: _gradient(128, 32, 32, 128, 8, 3)},  # 181
+        "half": {ANY: _gradient(64, 64, 64, 256, 8, 3)},  # 245
+    },
+    100: {
+        "tf32x3": {ANY: _gradient(128, 32, 32, 128, 8, 2)},  # 232
+        "tf32": {ANY: _gradient(128, 32, 32, 128, 8, 3)},  # 158
+        "half": {ANY: _gradient(128, 64, 64, 256, 8, 3)},  # 254
+    },
+    120: {
+        "tf32x3": {ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 255
+        "tf32": {ANY: _gradient(64, 32, 32, 128, 8, 2)},  # 159
+        "half": {ANY: _gradient(64, 64, 64, 128, 8, 2)},  # 187
+    },
+}
+NEIGHBOURS: dict[int, dict[str, dict[int, Tile]]] = {
+    80: {
+        "tf32x3": {ANY: Tile(64, 64, 32, 8, 2)},  # 255
+        "tf32": {ANY: Tile(64, 64, 32, 4, 3)},  # 168
+        "half": {128: Tile(64, 64, 128, 4, 3, one_chunk=True), ANY: Tile(64, 64, 64, 4, 3)},  # 168, 168
+    },
+    90: {
+        "tf32x3": {ANY: Tile(64, 64, 32, 4, 3)},  # 201
+        "tf32": {ANY: Tile(64, 64, 32, 4, 3)},  # 163
+        "half": {128: Tile(64, 64, 128, 4, 3, one_chunk=True), ANY: Tile(64, 64, 64, 4, 3)},  # 142, 168
+    },
+    100: {
+        "tf32x3": {ANY: Tile(128, 64, 32, 8, 2)},  # 244
+        "tf32": {ANY: Tile(128, 64, 32, 8, 3)},  # 187
+        "half": {128: Tile(128, 64, 128, 8, 3, one_chunk=True), ANY: Tile(128, 64, 64, 8, 3)},  # 186, 187
+    },
+    120: {
+        "tf32x3": {ANY: Tile(64, 32, 32, 8, 2)},  # 176
+        "tf32": {ANY: Tile(64, 64, 32, 8, 3)},  # 126
+        "half": {128: Tile(64, 64, 128, 8, 2, one_chunk=True), ANY: Tile(64, 64, 64, 8, 2)},  # 128, 128
+    },
+}
+NEIGHBOURS_AT_MOST = 8  # of a row, in registers
+
+# The largest D that runs streamed; beyond, the library's products on chunks of S win. By count, none could be timed:
+# per pair of S, a product is 2·D operations, at about 60 % of the dense rate for the library and 40 % for tiles with
+# something to do between products; chunks of S cost 8 bytes forward and 14 to 20 backward.
+#
+# Sums take 1 product either way (2 for both directions, chunked 1). Others found register-shaped kernels ahead up to D
+# 1,024 on sm_80 and sm_90 and 512 on sm_100, whose matrix units registers cannot feed any longer. In tf32x3 the tiles
+# have no rival: the library's float32 products run on plain multipliers, at less than half the rate.
+STREAMED_SUMS = {
+    80: {"tf32x3": ANY, "tf32": 512, "half": 1024},
+    90: {"tf32x3": ANY, "tf32": 512, "half": 1024},
+    100: {"tf32x3": ANY, "tf32": 512, "half": 512},
+    120: {"tf32x3": ANY, "tf32": 512, "half": 512},
+}
+# What accumulates rows of D in registers forms S again for every block_out of them: 2·(1 + D / block_out) products for
+# both gradients where chunks take 3. On sm_90 in bf16, in ps: D 256, 5.1 streamed and 7.2 chunked; D 512, 15 and 10.
+STREAMED_ROWS = {
+    80: {"tf32x3": 256, "tf32": 128, "half": 256},
+    90: {"tf32x3": 256, "tf32": 128, "half": 256},
+    100: {"tf32x3": 512, "tf32": 128, "half": 256},
+    120: {"tf32x3": 256, "tf32": 128, "half": 128},
 }
 
 _forced: tuple[Tile, Row] | None = None
@@ -197,23 +353,53 @@ def kind(dtype: torch.dtype) -> str:
     return "bf16" if dtype == torch.bfloat16 else "fp16"
 
 
+def _architecture(x: Tensor) -> int:
+    return nearest(torch.cuda.get_device_capability(x.device)) if x.is_cuda else ARCHITECTURES[0]
+
+
 def _choose(table: dict[int, dict[str, dict[int, Tile]]], z: Tensor) -> Tile:
     if _forced is not None:
         return _forced[0]
-    architecture = nearest(torch.cuda.get_device_capability(z.device)) if z.is_cuda else ARCHITECTURES[0]
     precision = kind(z.dtype)
-    by_depth = table[architecture][precision if precision.startswith("tf32") else "half"]
+    by_depth = table[_architecture(z)][precision if precision.startswith("tf32") else "half"]
     return by_depth[min(d for d in by_depth if d >= z.shape[1])]
 
 
-def sums(z: Tensor) -> Tile:
-    """The forward kernel's shape for z [M, D]."""
-    return _choose(SUMS, z)
+def sums(q: Tensor, plain: bool) -> Tile:
+    """contrast's shape for q [M, D]; plain: one term a side, of negatives, without ids, limits and statistics."""
+    return _choose(SUMS if plain else SUMS_OF_KINDS, q)
 
 
-def gradient(z: Tensor) -> Tile:
-    """The backward kernel's shape for z [M, D]."""
-    return _choose(GRADIENT, z)
+def gradient(q: Tensor, plain: bool) -> Tile:
+    """contrast_backward's shape for q [M, D]; plain as for sums."""
+    return _choose(GRADIENT if plain else GRADIENT_OF_KINDS, q)
+
+
+def bank(q: Tensor) -> Tile:
+    """bank_contrast's shape for q [M, D]."""
+    return _choose(BANK, q)
+
+
+def sigmoid(q: Tensor) -> Tile:
+    """sigmoid_contrast's shape for q [M, D]."""
+    return _choose(SIGMOID, q)
+
+
+def neighbours(q: Tensor) -> Tile:
+    """neighbours' shape for q [M, D]."""
+    return _choose(NEIGHBOURS, q)
+
+
+def streamed(q: Tensor, accumulates: bool) -> bool:
+    """Whether an operator on q [M, D] runs streamed rather than chunked.
+
+    Args:
+        accumulates: whether it sums rows of D, as gradients are; else a few numbers for each row.
+    """
+    if _forced is not None:
+        return True
+    table = STREAMED_ROWS if accumulates else STREAMED_SUMS
+    return q.shape[1] <= table[_architecture(q)]["half" if q.dtype != torch.float32 else kind(q.dtype)]
 
 
 def row() -> Row:
@@ -233,19 +419,13 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def sums_constants(tile: Tile, precision: str) -> dict[str, Any]:
-    """The forward kernel's compile-time arguments."""
+def tile_constants(tile: Tile, precision: str) -> dict[str, Any]:
+    """The compile-time arguments that every streaming kernel has."""
     return {
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_K": tile.block_k,
         "ONE_CHUNK": tile.one_chunk,
-        "UNIT": precision.startswith("tf32"),
         "PRECISION": "tf32x3" if precision == "tf32x3" else "tf32",
         "UPCAST": precision == "bf16" and interpreted(),
     }
-
-
-def gradient_constants(tile: Tile, precision: str) -> dict[str, Any]:
-    """The backward kernel's compile-time arguments."""
-    return {**sums_constants(tile, precision), "BLOCK_OUT": tile.block_out, "LIFT": lift(precision)}
