@@ -94,6 +94,8 @@ def facts() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "triton": version("triton"),
         "lightly": version("lightly"),
+        "open_clip": version("open_clip_torch"),
+        "pytorch_metric_learning": version("pytorch-metric-learning"),
         "pyssl_fast": pyssl_fast.__version__,
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

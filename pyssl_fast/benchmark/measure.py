@@ -22,6 +22,8 @@ from pyssl_fast.benchmark.machine import memory_gb
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
+PROBE_NUMBERS = {"cpu": 1 << 24, "cuda": 1 << 28}  # float32 in every operand of the probes: more than caches hold
+
 
 @dataclass(frozen=True)
 class Side:
@@ -146,13 +148,19 @@ def extra_peak_mb(call: Callable[[], object], device: torch.device) -> float | N
 
 
 class _Probes:
-    """What the machine does at best: a bare float32 matrix product, and a triad. Measured in every round."""
+    """What the machine does at best: a bare float32 matrix product, and a triad. Measured in every round.
 
-    def __init__(self, device: torch.device) -> None:
-        side, length = (8192, 1 << 28) if device.type == "cuda" else (1536, 1 << 24)
+    The product is [M, D] @ [D, N], of as many of its rows as fill 64 MB (1 GB on a GPU).
+    """
+
+    def __init__(self, device: torch.device, product: tuple[int, int, int]) -> None:
+        length = PROBE_NUMBERS[device.type]
+        m, d, n = product
+        m = max(1, min(m, length // n))
         self.device = device
-        self.flops, self.bytes = 2 * side**3, 3 * 4 * length
-        self._a, self._b, self._product = (torch.ones(side, side, device=device) for _ in range(3))
+        self.flops, self.bytes = 2 * m * d * n, 3 * 4 * length
+        self._a, self._b = torch.ones(m, d, device=device), torch.ones(n, d, device=device).T
+        self._product = torch.empty(m, n, device=device)
         self._x, self._y = (torch.ones(length, device=device) for _ in range(2))
         self._p, self._q = torch.ones(1024, 128, device=device), torch.ones(128, 1024, device=device)
         self._pq = torch.empty(1024, 1024, device=device)
@@ -207,6 +215,7 @@ def run(
     small: Sequence[Side],
     *,
     device: torch.device,
+    product: tuple[int, int, int],
     rounds: int | None = None,
     rtol: float = 1e-3,
     limit_gb: float | None = None,
@@ -222,6 +231,7 @@ def run(
     Args:
         sides: the sides of the case.
         small: the same sides, by name, of a case of few rows.
+        product: M, D, N of the matrix product [M, D] @ [D, N] whose rate is the floor's.
         rounds: None: as many as fit into about 40 seconds, 5 to 25 (3 where a round takes longer than 12 seconds).
         rtol: how far, relatively, a side's loss may stand from the first side's.
         limit_gb: leave out sides that are predicted to take more; None: half of what is available.
@@ -232,7 +242,7 @@ def run(
         else:
             limit_gb = (memory_gb("MemAvailable") or math.inf) / 2
     warm_up = {side.name: side for side in small}
-    probes = _Probes(device)
+    probes = _Probes(device, product)
     measured: dict[Side, Measured] = {}
     left_out: dict[str, str] = {}
     failed: list[str] = []

@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.table import Table
 
-from pyssl_fast.benchmark.measure import Outcome, Side, Work, floor_ms, iqr, ratio_by_round
+from pyssl_fast.benchmark.cases import Case
+from pyssl_fast.benchmark.measure import Measured, Outcome, Side, floor_ms, iqr, ratio_by_round
 
-SCHEMA = 1
+SCHEMA = 2
 _Field = tuple[tuple[type, ...], str]  # the types that JSON may hold, and the meaning
 _NUMBER, _MAYBE_NUMBER = (int, float), (int, float, type(None))
 _TEXT, _MAYBE_TEXT = (str,), (str, type(None))
@@ -41,34 +42,40 @@ MACHINE: dict[str, _Field] = {
     "cuda": (_MAYBE_TEXT, "version that torch was built for"),
     "triton": (_MAYBE_TEXT, "version"),
     "lightly": (_MAYBE_TEXT, "version"),
+    "open_clip": (_MAYBE_TEXT, "version"),
+    "pytorch_metric_learning": (_MAYBE_TEXT, "version"),
     "pyssl_fast": (_TEXT, "version"),
     "commit": (_MAYBE_TEXT, "of the checkout, with -dirty where files differ from it; null: installed"),
     "date": (_TEXT, "when the run began, UTC, ISO 8601"),
 }
 SETTINGS: dict[str, _Field] = {
     "family": (_TEXT, "kernel family"),
-    "measures": (_TEXT, "what of that family, as a title says it"),
-    "mode": (_TEXT, "forward+backward or forward"),
     "device": (_TEXT, "cpu or cuda"),
     "dtype": (_TEXT, "of the embeddings"),
-    "temperature": (_NUMBER, "τ"),
     "seed": ((int,), "of the inputs and of the order of sides"),
 }
 CASE: dict[str, _Field] = {
-    "rows": ((int,), "M, embeddings over both views"),
+    "case": (_TEXT, "its title, unlike that of any other case"),
+    "system": (_TEXT, "its name on the command line"),
+    "measures": (_TEXT, "what is measured, as a title says it"),
+    "mode": (_TEXT, "forward+backward or forward"),
+    "rows": ((int,), "M, embeddings over all views"),
+    "columns": ((int,), "N, what they are compared with: the rows themselves, as many others, or the keys of a bank"),
     "dim": ((int,), "D, numbers per embedding"),
+    "temperature": (_MAYBE_NUMBER, "τ; null: there is none"),
     "rounds": ((int,), "samples per side"),
     "floor_ms": (_NUMBER, "the time that the fewest operations or bytes take at the two rates below"),
     "floor_by": (_TEXT, "which of the two is larger: operations or bytes"),
     "least_gflop": (_NUMBER, "the fewest floating-point operations that the mathematics allows, in 1e9"),
     "least_mb": (_NUMBER, "the fewest bytes to and from memory, in 1e6"),
-    "matmul_gflops": (_NUMBER, "rate of a bare float32 matrix product in this run, 1e9 operations per second"),
+    "matmul_gflops": (_NUMBER, "rate of a bare float32 [M, D] @ [D, N] in this run, 1e9 operations per second"),
     "triad_gb_s": (_NUMBER, "rate of an in-place triad in this run, 1e9 bytes per second"),
+    "targets": ((dict,), "side -> how many times as fast as it our kernels are meant to be; empty: not said"),
+    "target_mb": (_MAYBE_NUMBER, "the most extra peak memory that they are meant to take; null: not said"),
     "left_out": ((dict,), "side -> why it was not measured"),
 }
 RESULT: dict[str, _Field] = {
-    "rows": ((int,), "M"),
-    "dim": ((int,), "D"),
+    "case": (_TEXT, "the case's title"),
     "side": (
         _TEXT,
         "a peer, or of ours: backend:precision:isa, without precision if highest, without isa if not forced",
@@ -77,8 +84,7 @@ RESULT: dict[str, _Field] = {
     "ours": ((bool,), "whether it is one of our kernels"),
     "time_ms_median": (_NUMBER, "median over the rounds"),
     "time_ms_iqr": (_NUMBER, "distance between the quartiles"),
-    "speedup_over_eager": (_MAYBE_NUMBER, "median over the rounds of eager's time / this time; null: eager left out"),
-    "time_over_bare": (_MAYBE_NUMBER, "median over the rounds of this time / the bare products'; null: left out"),
+    "speedup_over": ((dict,), "peer -> median over the rounds of the peer's time / this time"),
     "extra_peak_mb": (_MAYBE_NUMBER, "peak memory above what stood before the call, 1e6 bytes; null: not measured"),
     "gflops": (_NUMBER, "least_gflop / time: the same operations for every side, whatever it really does"),
     "over_floor": (_NUMBER, "time / floor_ms"),
@@ -90,12 +96,19 @@ RESULT: dict[str, _Field] = {
 # ---- the document --------------------------------------------------------------------------------------------------
 
 
-def case_entry(rows: int, dim: int, work: Work, outcome: Outcome) -> dict[str, Any]:
+def case_entry(case: Case, outcome: Outcome) -> dict[str, Any]:
     """One entry of `cases`."""
+    work = case.work
     floor, by = floor_ms(work, outcome.matmul_gflops, outcome.triad_gb_s)
     return {
-        "rows": rows,
-        "dim": dim,
+        "case": case.title,
+        "system": case.system.name,
+        "measures": case.system.measures,
+        "mode": case.mode,
+        "rows": case.rows,
+        "columns": case.columns,
+        "dim": case.dim,
+        "temperature": case.temperature,
         "rounds": outcome.rounds,
         "floor_ms": floor,
         "floor_by": by,
@@ -103,27 +116,27 @@ def case_entry(rows: int, dim: int, work: Work, outcome: Outcome) -> dict[str, A
         "least_mb": work.bytes / 1e6,
         "matmul_gflops": outcome.matmul_gflops,
         "triad_gb_s": outcome.triad_gb_s,
+        "targets": dict(case.targets),
+        "target_mb": case.target_mb,
         "left_out": dict(outcome.left_out),
     }
 
 
-def result_entries(case: Mapping[str, Any], measured: Mapping[Side, Any]) -> list[dict[str, Any]]:
+def result_entries(case: Mapping[str, Any], measured: Mapping[Side, Measured]) -> list[dict[str, Any]]:
     """The entries of `results` for one case."""
-    times = {side.name: samples.time_ms for side, samples in measured.items()}
+    peers = {side.name: samples.time_ms for side, samples in measured.items() if not side.ours}
     entries = []
     for side, samples in measured.items():
         median = statistics.median(samples.time_ms)
         entries.append(
             {
-                "rows": case["rows"],
-                "dim": case["dim"],
+                "case": case["case"],
                 "side": side.name,
                 "label": side.label,
                 "ours": side.ours,
                 "time_ms_median": median,
                 "time_ms_iqr": iqr(samples.time_ms),
-                "speedup_over_eager": ratio_by_round(times["eager"], samples.time_ms) if "eager" in times else None,
-                "time_over_bare": ratio_by_round(samples.time_ms, times["bare"]) if "bare" in times else None,
+                "speedup_over": {name: ratio_by_round(times, samples.time_ms) for name, times in peers.items()},
                 "extra_peak_mb": samples.extra_peak_mb,
                 "gflops": case["least_gflop"] / median * 1e3,
                 "over_floor": median / case["floor_ms"],
@@ -147,11 +160,11 @@ def check_document(document: Any) -> None:
     _check("settings", document["settings"], SETTINGS)
     for number, case in enumerate(document["cases"]):
         _check(f"cases[{number}]", case, CASE)
-    known = {(case["rows"], case["dim"]) for case in document["cases"]}
+    known = {case["case"] for case in document["cases"]}
     for number, result in enumerate(document["results"]):
         _check(f"results[{number}]", result, RESULT)
-        if (result["rows"], result["dim"]) not in known:
-            raise ValueError(f"results[{number}] is of no case: {result['rows']} × {result['dim']}")
+        if result["case"] not in known:
+            raise ValueError(f"results[{number}] is of no case: {result['case']}")
 
 
 def _check(where: str, entry: Any, fields: Mapping[str, _Field]) -> None:
@@ -168,9 +181,13 @@ def _check(where: str, entry: Any, fields: Mapping[str, _Field]) -> None:
 
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Whole or not at all: a file that is there already stays until its successor is written."""
+    """Raises: ValueError, as `check_document`."""
     check_document(document)
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Whole or not at all: a file that is there already stays until its successor is written."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(text)
@@ -195,42 +212,95 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def table(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]], mode: str) -> Table:
-    """One case: a line per side, ours first, then the fastest first."""
+def _references(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The peers that ours is told against, three at most: those of the targets, then the first ones."""
+    peers = [row["side"] for row in results if not row["ours"]]
+    return [name for name in dict.fromkeys([*case["targets"], *peers]) if name in peers][:3]
+
+
+def _verdict(row: Mapping[str, Any], case: Mapping[str, Any]) -> str:
+    """Whether a side of ours keeps the targets that could be measured; a dash where there is none."""
+    kept = [
+        row["speedup_over"][name] >= least for name, least in case["targets"].items() if name in row["speedup_over"]
+    ]
+    if case["target_mb"] is not None and row["extra_peak_mb"] is not None:
+        kept.append(row["extra_peak_mb"] <= case["target_mb"])
+    return "–" if not kept or not row["ours"] else "kept" if all(kept) else "missed"
+
+
+def table(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Table:
+    """One case: a line per side, ours first, then the fastest first. `over` a peer: how many times as fast."""
+    references = _references(case, results)
     grid = Table(
-        title=f"{case['rows']:,} × {case['dim']}   {mode}, {count(case['rounds'], 'round')}",
+        title=f"{case['case']}   {case['measures']}, {case['mode']}, {count(case['rounds'], 'round')}",
         title_justify="left",
         title_style="bold",
     )
     grid.add_column("", no_wrap=True)
     for column in (
-        "time\nms", "spread\n(IQR)", "speed-up\nover eager", "time over\nbare prod.", "extra peak\nMB",
-        "\nGFLOP/s", "time over\nfloor", "torch.mm\nafter, ms",
+        "time\nms", "spread\n(IQR)", *(f"over\n{name}" for name in references), "extra\nMB",
+        "\nGFLOP/s", "over\nfloor", "mm\nafter", "\ntarget",
     ):  # fmt: skip
         grid.add_column(column, justify="right", no_wrap=True)
     for row in sorted(results, key=lambda row: (not row["ours"], row["time_ms_median"])):
-        speedup = row["speedup_over_eager"]
         grid.add_row(
             row["label"],
             _number(row["time_ms_median"]),
             _number(row["time_ms_iqr"], 2),
-            "–" if speedup is None else f"{_number(speedup)}×",
-            _number(row["time_over_bare"]),
-            "not measured" if row["extra_peak_mb"] is None else f"{row['extra_peak_mb']:,.1f}",
+            *(f"{_number(row['speedup_over'][name])}×" for name in references),
+            "–" if row["extra_peak_mb"] is None else f"{row['extra_peak_mb']:,.1f}",
             f"{row['gflops']:,.0f}",
             _number(row["over_floor"]),
             _number(row["matmul_after_ms_median"]),
+            _verdict(row, case),
             style="bold green" if row["ours"] else None,
         )
+    if case["targets"] or case["target_mb"] is not None:
+        grid.add_section()
+        wanted = [f"≥ {_number(case['targets'][name])}×" if name in case["targets"] else "" for name in references]
+        most = "" if case["target_mb"] is None else f"≤ {case['target_mb']:g}"
+        grid.add_row("target of ours", "", "", *wanted, most, "", "", "", "", style="dim")
     return grid
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """All cases in one table, a line per side of ours."""
+    lines = [
+        "| case | ours | time | peers | speed-up (target) | over the floor | extra MB: ours (target) / peer | target |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in document["cases"]:
+        results = [row for row in document["results"] if row["case"] == case["case"]]
+        by_side = {row["side"]: row for row in results}
+        references = _references(case, results)
+        peers = ", ".join(f"{name} {_ms(by_side[name]['time_ms_median'])}" for name in references)
+        most = "" if case["target_mb"] is None else f" (≤ {case['target_mb']:g})"
+        for row in (row for row in results if row["ours"]):
+            gains = [
+                f"{_number(row['speedup_over'][name])}×"
+                + (f" (≥ {_number(case['targets'][name])})" if name in case["targets"] else "")
+                for name in references
+            ]
+            memory = [_number(row["extra_peak_mb"]) + most]
+            memory += [_number(by_side[name]["extra_peak_mb"]) for name in references[:1]]
+            cells = (
+                case["case"], row["side"], _ms(row["time_ms_median"]), peers or "–", ", ".join(gains) or "–",
+                _number(row["over_floor"]), " / ".join(memory), _verdict(row, case),
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ms(time: float) -> str:
+    return f"{_number(time)} ms"
 
 
 def notes(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines under a table: the floor, a torch operation right after ours, what was left out and why."""
     floor = (
         f"floor: {_number(case['floor_ms'])} ms by {case['floor_by']}: {_number(case['least_gflop'])} GFLOP at"
-        f" {case['matmul_gflops']:,.0f} GFLOP/s (bare float32 torch.mm), {_number(case['least_mb'])} MB at"
-        f" {_number(case['triad_gb_s'])} GB/s (triad)"
+        f" {case['matmul_gflops']:,.0f} GFLOP/s (bare float32 torch.mm of this shape),"
+        f" {_number(case['least_mb'])} MB at {_number(case['triad_gb_s'])} GB/s (triad)"
     )
     lines = [floor]
     after = {row["side"]: row["matmul_after_ms_median"] for row in results}
@@ -247,16 +317,17 @@ def notes(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list
 # ---- the figure ----------------------------------------------------------------------------------------------------
 
 _OURS = ("#0b6e4f", "#2ca25f", "#74c476", "#08519c", "#3182bd", "#6baed6")
+_OTHERS = ("#8e5ea2", "#c0392b", "#e08214")
 _PEERS = {"eager": "#c0392b", "compiled": "#e08214", "lightly": "#8e5ea2", "blocked": "#7f7f7f", "bare": "#bdbdbd"}
 
 
-def figure(document: Mapping[str, Any], path: Path) -> int:
+def figure(document: Mapping[str, Any], path: Path) -> str:
     """Time and extra memory over the batch size, one line per side, as PNG (or what the path's ending says).
 
-    Draws the one D that was measured at the most batch sizes.
+    Draws the one system, at the one D, that was measured at the most batch sizes.
 
     Returns:
-        That D.
+        What was drawn.
     """
     import matplotlib
 
@@ -264,16 +335,21 @@ def figure(document: Mapping[str, Any], path: Path) -> int:
     from matplotlib import pyplot as plt
     from matplotlib import ticker
 
-    dim = Counter(case["dim"] for case in document["cases"]).most_common(1)[0][0]
-    cases = sorted((case for case in document["cases"] if case["dim"] == dim), key=lambda case: case["rows"])
+    def kind(case: Mapping[str, Any]) -> tuple[Any, ...]:
+        bank = None if case["columns"] == case["rows"] else case["columns"]
+        return case["system"], case["dim"], bank, case["temperature"], case["mode"]
+
+    common = Counter(map(kind, document["cases"])).most_common(1)[0][0]
+    cases = sorted((case for case in document["cases"] if kind(case) == common), key=lambda case: case["rows"])
     sizes = [case["rows"] for case in cases]
+    rows_of = {case["case"]: case["rows"] for case in cases}
     lines: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(document["results"], key=lambda row: row["rows"]):
-        if row["dim"] == dim:
-            lines.setdefault(row["side"], []).append(row)
-    order = sorted(lines, key=lambda side: not lines[side][0]["ours"])
-    our_colours = iter(_OURS * len(lines))
-    colours = {side: next(our_colours) if lines[side][0]["ours"] else _PEERS[side] for side in order}
+    for row in sorted((row for row in document["results"] if row["case"] in rows_of), key=lambda r: rows_of[r["case"]]):
+        lines.setdefault(row["side"], []).append({**row, "rows": rows_of[row["case"]]})
+    peers = [side for side in lines if not lines[side][0]["ours"]]
+    order = [side for side in lines if side not in peers] + peers
+    our_colours, more_colours = iter(_OURS * len(lines)), iter(_OTHERS * len(lines))
+    colours = {side: _PEERS.get(side) or next(more_colours if side in peers else our_colours) for side in order}
 
     style: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}
     with plt.rc_context(style):
@@ -302,9 +378,9 @@ def figure(document: Mapping[str, Any], path: Path) -> int:
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#7f7f7f")
             axis.minorticks_off()
             axis.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
-            axis.set_xlabel("rows (two views: twice the batch size)")
+            axis.set_xlabel("rows, over all views")
             axis.set_title(title, loc="left", fontweight="bold", fontsize=11)
-            axis.set_title(_gain(lines, key), loc="right", fontsize=9, color=_OURS[0])
+            axis.set_title(_gain(lines, key, peers), loc="right", fontsize=9, color=_OURS[0])
             axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
             axis.set_axisbelow(True)
         handles, labels = axes[0].get_legend_handles_labels()
@@ -312,17 +388,18 @@ def figure(document: Mapping[str, Any], path: Path) -> int:
         for text, side in zip(legend.get_texts(), order, strict=True):
             text.set_fontweight("bold" if lines[side][0]["ours"] else "normal")
         machine, settings = document["machine"], document["settings"]
+        shown = f"{cases[0]['measures']}, D = {cases[0]['dim']}"
         where = ", ".join(machine["gpus"]) if settings["device"] == "cuda" else machine["cpu_model"].partition(" (")[0]
         chosen = f", {machine['isa']}" if machine["isa"] else ""
         threads = "" if settings["device"] == "cuda" else f"{chosen}, {count(machine['threads'], 'thread')}"
         fig.suptitle(
-            f"{settings['measures']}, {settings['mode']}, D = {dim}, {settings['dtype']}   ·   {where}{threads},"
+            f"{shown}, {cases[0]['mode']}, {settings['dtype']}   ·   {where}{threads},"
             f" torch {machine['torch'].partition('+')[0]}",
             x=0.01, ha="left", fontsize=10, color="#555555",
         )  # fmt: skip
         fig.savefig(path, dpi=160, facecolor="white")
         plt.close(fig)
-    return int(dim)
+    return shown
 
 
 def _rows(size: int) -> str:
@@ -330,13 +407,15 @@ def _rows(size: int) -> str:
     return f"{size // 1024}K" if size % 1024 == 0 else str(size)
 
 
-def _gain(lines: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> str:
-    """How many times less our first side takes than the eager twin, at the most rows that both were measured at."""
+def _gain(lines: Mapping[str, Sequence[Mapping[str, Any]]], key: str, peers: Sequence[str]) -> str:
+    """How many times less our first side takes than the first peer, at the most rows that both were measured at."""
     first: Sequence[Mapping[str, Any]] = next((side for side in lines.values() if side[0]["ours"]), ())
-    eager = {row["rows"]: row[key] for row in lines.get("eager", ()) if row[key]}
-    common = [row for row in first if row["rows"] in eager and row[key]]
+    if not peers:
+        return ""
+    peer = {row["rows"]: row[key] for row in lines[peers[0]] if row[key]}
+    common = [row for row in first if row["rows"] in peer and row[key]]
     if not common:
         return ""
     last = common[-1]  # time as the table has it, by rounds
-    gain = last["speedup_over_eager"] if key == "time_ms_median" else eager[last["rows"]] / last[key]
-    return f"{gain:,.{1 if gain < 20 else 0}f}× less than eager at {_rows(last['rows'])}" if gain > 1 else ""
+    gain = last["speedup_over"][peers[0]] if key == "time_ms_median" else peer[last["rows"]] / last[key]
+    return f"{gain:,.{1 if gain < 20 else 0}f}× less than {peers[0]} at {_rows(last['rows'])}" if gain > 1 else ""

@@ -1,93 +1,101 @@
-"""Similarity family: NT-Xent, our kernels beside their peers."""
+"""Similarity family: every system that lives on it, our kernels beside their peers."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import pkgutil
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
+from torch.overrides import TorchFunctionMode
 
-from pyssl_fast import backend, functional
-from pyssl_fast.benchmark import machine
-from pyssl_fast.benchmark.measure import Side, Work, precision
-from pyssl_fast.functional.checks import check_temperature
+from pyssl_fast import functional
+from pyssl_fast.benchmark.cases import Call, Case, Peer, System
 from pyssl_fast.kernels.reference import similarity as reference
+from pyssl_fast.modules import KeyQueue, NNMemoryBankModule
 
-MEASURES = "NT-Xent"
-PEERS = ("eager", "compiled", "blocked", "lightly", "bare")
-LABELS = {
-    "eager": "eager twin",
-    "compiled": "torch.compile'd twin",
-    "blocked": "blocked torch.mm",
-    "lightly": "lightly",
-    "bare": "three bare products",
-}
-# How many copies of S [M, M] a side holds at its peak, as measured in float32 at 4,096 rows.
-_COPIES_OF_S = {"eager": 5.0, "reference": 2.0, "compiled": 3.0, "lightly": 4.6, "bare": 1.0}
-_COPIES_OF_S_FORWARD = {"eager": 2.0, "reference": 2.0, "compiled": 1.0, "lightly": 4.6, "bare": 1.0}
-_BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
-
-Call = Callable[[Tensor, Tensor], Tensor]  # z0, z1 [N, D] -> loss []
+# ---- inputs --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Case:
-    """One problem: two views, `rows` embeddings in all (twice the batch size) of `dim` numbers each."""
-
-    rows: int
-    dim: int
-    temperature: float = 0.5
-    dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")  # noqa: RUF009
-    backward: bool = True
-    only_ours: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rows < 4 or self.rows % 2:
-            raise ValueError(f"rows must be an even number, 4 or more: two views of 2 samples; got {self.rows}")
-        if self.dim < 1:
-            raise ValueError(f"dim must be 1 or more; got {self.dim}")
-        check_temperature(self.temperature)
+def _leaf(x: Tensor, case: Case) -> Tensor:
+    return x.to(case.device, case.dtype).requires_grad_(case.backward)
 
 
-# What the kernels are built to be good at: a common batch, a wide head, a small batch, and one that no dense way holds.
-CASES = (Case(2048, 128), Case(8192, 128), Case(8192, 512), Case(65536, 128, only_ours=True))
+def _scalar(x: float, case: Case) -> Tensor:
+    return torch.full((), x, device=case.device, requires_grad=case.backward)
 
 
-def work(case: Case) -> Work:
-    """The fewest operations and bytes. One GEMM is 2·M²·D operations.
-
-    Forward ½ GEMM, S being symmetric. Backward ½ to form S again and 1 for ∂S·U. The rows are read once by each pass;
-    the gradient is written once.
-    """
-    gemm = 2 * case.rows**2 * case.dim
-    rows_bytes = case.rows * case.dim * case.dtype.itemsize
-    return Work(flops=2 * gemm, bytes=3 * rows_bytes) if case.backward else Work(flops=gemm / 2, bytes=rows_bytes)
+def _near(samples: int, dim: int, generator: Generator, noise: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Two views [N, D] that lie near each other, as after some training: at a cosine of 1 / (1 + noise²)."""
+    shared, one, other = torch.randn(3, samples, dim, generator=generator).unbind()
+    return shared + noise * one, shared + noise * other
 
 
-def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """z0, z1: [N, D] two views that lie near each other, as after some training."""
-    generator = torch.Generator().manual_seed(seed)
-    shared, *noise = torch.randn(3, case.rows // 2, case.dim, generator=generator).unbind()
-    z0, z1 = ((shared + 0.5 * n).to(case.device, case.dtype).requires_grad_(case.backward) for n in noise)
-    return z0, z1
+def two_views(case: Case, generator: Generator) -> tuple[Tensor, ...]:
+    """z0, z1: [N, D]."""
+    z0, z1 = _near(case.rows // case.system.views, case.dim, generator)
+    return _leaf(z0, case), _leaf(z1, case)
+
+
+def one_view(case: Case, generator: Generator) -> tuple[Tensor, ...]:
+    """z: [M, D]."""
+    return (_leaf(torch.randn(case.rows, case.dim, generator=generator), case),)
+
+
+def _labels(samples: int, case: Case, generator: Generator) -> Tensor:
+    """[N] of 100 classes, fewer where they would have few members."""
+    classes = max(2, min(100, samples // 4))
+    return torch.randint(classes, (samples,), generator=generator).to(case.device)
+
+
+def labelled_views(case: Case, generator: Generator) -> tuple[Tensor, ...]:
+    """z0, z1: [N, D]; labels: [N]."""
+    return *two_views(case, generator), _labels(case.rows // 2, case, generator)
+
+
+def labelled(case: Case, generator: Generator) -> tuple[Tensor, ...]:
+    """z: [M, D]; labels: [M]."""
+    return *one_view(case, generator), _labels(case.rows, case, generator)
+
+
+def towers(case: Case, generator: Generator) -> tuple[Tensor, ...]:
+    """image, text: [N, D] of length 1, and a learned scale []. At a scale of 100 nearer ones would leave no loss."""
+    image, text = (_leaf(F.normalize(z, dim=1), case) for z in _near(case.rows, case.dim, generator, noise=2.0))
+    return image, text, _scalar(1 / case.tau, case)
+
+
+def towers_with_bias(case: Case, generator: Generator) -> tuple[Tensor, ...]:
+    """As `towers`, and a learned bias [] where SigLIP's training starts."""
+    return *towers(case, generator), _scalar(-10.0, case)
+
+
+def with_bank(case: Case, generator: Generator) -> tuple[Tensor, ...]:
+    """query: [M, D]; key: [M, D] without gradient; bank: [N, D] float32 of length 1, the keys in its first M rows."""
+    query, key = _near(case.rows, case.dim, generator)
+    key = key.to(case.device, case.dtype)
+    bank = F.normalize(torch.randn(case.columns, case.dim, generator=generator), dim=1).to(case.device)
+    bank[: case.rows] = F.normalize(key.float(), dim=1)
+    return _leaf(query, case), key, bank
 
 
 # ---- peers ---------------------------------------------------------------------------------------------------------
 
 
-def eager(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
-    """The twin under autograd."""
-    scale = torch.full((), 1 / temperature, device=z0.device)
-    nll, _, _ = reference.nt_xent(torch.cat((z0, z1)), scale, 2)
-    return nll.float().mean()
+def _class(name: str, *arguments: Any, **settings: Any) -> Any:
+    """An instance of another package's class, "package.module:Class", imported when it is wanted."""
+    return pkgutil.resolve_name(name)(*arguments, **settings)
+
+
+def eager_nt_xent(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
+    """As one writes it in PyTorch. The twin of `contrast`, which serves all losses, passes over S more often."""
+    u = F.normalize(torch.cat((z0, z1)), dim=1, eps=reference.NORM_EPS)
+    s = (u @ u.T) / temperature
+    s.fill_diagonal_(-torch.inf)
+    positive = s.diagonal(len(z0))
+    return (s.logsumexp(1) - torch.cat((positive, positive))).float().mean()
 
 
 class _Blocked(torch.autograd.Function):
@@ -134,171 +142,343 @@ class _Blocked(torch.autograd.Function):
         return grad_u.mul_(ctx.scale), None
 
 
-def blocked(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
+def blocked_nt_xent(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
     """What one writes by hand in PyTorch to be fast: memory linear in the rows, three GEMMs instead of two."""
     u = F.normalize(torch.cat((z0, z1)), dim=1, eps=reference.NORM_EPS)
     nll: Tensor = _Blocked.apply(u, 1 / temperature)
     return nll.mean()
 
 
-def bare(u: Tensor, backward: bool) -> None:
-    """The matrix products alone that the eager twin makes of u [M, D], their outputs allocated afresh as there."""
-    s = u @ u.T  # [M, M]; stands for ∂S too
-    if backward:
-        s @ u  # [M, D]
-        u.T @ s  # [D, M]
+def bare_products(case: Case, z0: Tensor, z1: Tensor) -> Call:
+    """The matrix products alone that eager NT-Xent makes, their outputs allocated afresh as there."""
+    u = F.normalize(torch.cat((z0, z1)).detach(), dim=1)
+
+    def call() -> None:
+        s = u @ u.T  # [M, M]; stands for ∂S too
+        if case.backward:
+            s @ u  # [M, D]
+            u.T @ s  # [D, M]
+
+    return call
 
 
-# ---- sides ---------------------------------------------------------------------------------------------------------
+def compiled_nt_xent(case: Case, z0: Tensor, z1: Tensor) -> Call:
+    torch.compiler.reset()  # each shape compiles from nothing, as dynamic=False means it
+    compiled = torch.compile(lambda z0, z1: eager_nt_xent(z0, z1, case.tau), fullgraph=True, dynamic=False)
+    return lambda: compiled(z0, z1)
 
 
-def ours(device: torch.device) -> list[str]:
-    """Our backends that run on this device; the twin behind the operator where there is no other."""
-    names = _BY_DEVICE.get(device.type, ())
-    found = [name for name in names if backend.why_not(name, "similarity", device.type) is None]
-    return found or ["reference"]
+class Twins(TorchFunctionMode):
+    """Our operators give way to their twins, under autograd: the loss as plain PyTorch, its formula written once."""
 
-
-def precisions(device: str) -> list[str]:
-    """The precisions of float32 matrix products worth a side: "medium" where it has kernels of its own."""
-    backends = ours(torch.device(device))
-    if "cpu" in backends:
-        cpu = machine.extension("_cpu")
-        return ["highest", "medium"] if cpu and cpu.has_bfloat16() else ["highest"]
-    return ["highest"] if backends == ["reference"] else ["highest", "medium"]
-
-
-@contextmanager
-def _ours_settings(name: str, matmul: str, isa: str | None) -> Iterator[None]:
-    cpu = machine.extension("_cpu") if isa else None
-    before = cpu.isa() if cpu else None
-    if cpu:
-        cpu.set_isa(isa)
-    try:
-        with backend.use_backend(name), precision(matmul):
-            yield
-    finally:
-        if cpu:
-            cpu.set_isa(before)
-
-
-def sides(
-    case: Case,
-    names: Sequence[str] = ("ours", *PEERS),
-    precisions: Sequence[str] = ("highest",),
-    isas: Sequence[str | None] = (None,),
-    seed: int = 0,
-) -> list[Side]:
-    """The sides of one case, the eager twin first.
-
-    Args:
-        names: "ours" (every backend that runs here), a backend's name, or peers. Peers always run at "highest".
-        precisions: of float32 matrix products, for each of our sides.
-        isas: instruction sets, for each of our `cpu` sides; None: the one chosen for this machine.
-
-    Raises:
-        ValueError: an unknown name, or a backend that cannot run on the case's device.
-    """
-    z0, z1 = inputs(case, seed)
-    leaves = (z0, z1)
-
-    def reset() -> None:
-        for leaf in leaves:
-            leaf.grad = None
-
-    def loss_call(function: Call) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            loss = function(z0, z1)
-            if case.backward:
-                loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
-            return loss.detach()
-
-        return call
-
-    def our_side(name: str, matmul: str, isa: str | None) -> Side:
-        extra = ([] if matmul == "highest" else [matmul]) + ([isa] if isa else [])
-        return Side(
-            name=":".join([name, *extra]),
-            label=f"ours, {' '.join([name, *extra])}",
-            call=loss_call(lambda z0, z1: functional.nt_xent(z0, z1, case.temperature)),
-            reset=reset,
-            settings=lambda: _ours_settings(name, matmul, isa),
-            predicted_gb=copies.get(name, 0) * s_gb,
-            ours=True,
-        )
-
-    def peer_function(name: str) -> Call:
-        if name == "eager":
-            return lambda z0, z1: eager(z0, z1, case.temperature)
-        if name == "blocked":
-            return lambda z0, z1: blocked(z0, z1, case.temperature)
-        if name == "lightly":
-            from lightly.loss import NTXentLoss
-
-            peer: Call = NTXentLoss(temperature=case.temperature)
-            return peer
-        torch.compiler.reset()  # each shape compiles from nothing, as dynamic=False means it
-        return torch.compile(lambda z0, z1: eager(z0, z1, case.temperature), fullgraph=True, dynamic=False)
-
-    def peer_side(name: str) -> Side:
-        if name == "bare":
-            u = F.normalize(torch.cat((z0, z1)).detach(), dim=1)
-            call: Callable[[], Tensor | None] = functools.partial(bare, u, case.backward)
-        else:
-            call = loss_call(peer_function(name))
-        return Side(
-            name,
-            LABELS[name],
-            call,
-            reset,
-            settings=lambda: precision("highest"),
-            predicted_gb=copies.get(name, 0) * s_gb,
-            compiles=name == "compiled",
-        )
-
-    s_gb = case.rows**2 * case.dtype.itemsize / 1e9
-    copies = _COPIES_OF_S if case.backward else _COPIES_OF_S_FORWARD
-    found: list[Side] = []
-    expanded = [ours(case.device) if name == "ours" else [name] for name in names]
-    for name in dict.fromkeys(itertools.chain(*expanded)):
-        if name in PEERS:
-            if not case.only_ours and _missing(name, case) is None:
-                found.append(peer_side(name))
-        elif name in backend.BACKENDS[1:]:
-            reason = backend.why_not(name, "similarity", case.device.type)
-            if reason is not None:
-                raise ValueError(f"side {name!r} cannot run here: {reason}")
-            found += [our_side(name, p, isa) for isa in (isas if name == "cpu" else (None,)) for p in precisions]
-        else:
-            raise ValueError(
-                f"unknown side {name!r}; there are: ours, {', '.join(backend.BACKENDS[1:])}, {', '.join(PEERS)}"
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.pyssl_fast.contrast:
+            return reference.contrast(*args[:-1])
+        if func is torch.ops.pyssl_fast.bank_contrast:  # its twin forms the gradient too, which autograd does here
+            q, k, scale, row_ids, column_ids, row_limit, terms, powers, statistics, _ = args
+            lse, _, found = reference.contrast(
+                q, k.to(q.dtype), scale, row_ids, column_ids, row_limit, None, terms, powers, 0, False, statistics
             )
-    return sorted(found, key=lambda side: side.name != "eager")
+            return lse.view(len(terms), -1), None, found
+        return func(*args, **(kwargs or {}))
 
 
-def _missing(name: str, case: Case) -> str | None:
-    """Why a peer cannot take part; None when it can."""
-    if name == "lightly" and importlib.util.find_spec("lightly") is None:
-        return "lightly is not installed"
-    if name == "blocked" and case.temperature < 2 / 80:
-        return "its bound 1/τ loses the sums of exponentials at temperatures below 0.025"
-    return None
+def twin(ours: Callable[..., Call]) -> Callable[..., Call]:
+    """Our side with the twins, under autograd, in the place of the operators."""
+
+    def make(case: Case, *inputs: Tensor) -> Call:
+        call = ours(case, *inputs)
+
+        def plain() -> Tensor | None:
+            with Twins():
+                return call()
+
+        return plain
+
+    return make
 
 
-def missing(case: Case, names: Sequence[str]) -> dict[str, str]:
-    """The peers that cannot take part, and why."""
-    reasons = {name: _missing(name, case) for name in names}
-    return {name: reason for name, reason in reasons.items() if reason is not None}
+# ---- the systems ---------------------------------------------------------------------------------------------------
 
 
-def configure(
-    cases: Sequence[Case], *, temperature: float, dtype: torch.dtype, device: torch.device, mode: str
-) -> list[Case]:
-    """The cases with the settings that all have in common; mode is "forward+backward" or "forward"."""
-    backward = mode == "forward+backward"
-    return [replace(case, temperature=temperature, dtype=dtype, device=device, backward=backward) for case in cases]
+def _symmetric(case: Case) -> float:
+    """Forward half a GEMM, S being symmetric. Backward half of one to form S again, and one for ∂S·U."""
+    return 2 if case.backward else 0.5
 
 
-def small(case: Case) -> Case:
-    """The case with few rows, for warming up."""
-    return replace(case, rows=min(case.rows, 256))
+def _once(*, half: bool = False) -> Callable[[Case], float]:
+    """S is searched; gradients are of the pairs that were found."""
+    return lambda case: 0.5 if half else 1.0
+
+
+NT_XENT = System(
+    "nt-xent",
+    "NT-Xent",
+    inputs=two_views,
+    ours=lambda case, z0, z1: lambda: functional.nt_xent(z0, z1, case.tau),
+    peers={
+        "eager": Peer(lambda case, z0, z1: lambda: eager_nt_xent(z0, z1, case.tau), copies=5.5),
+        "compiled": Peer(compiled_nt_xent, copies=3.5, compiles=True),
+        "bare": Peer(bare_products, copies=1.0),
+        "blocked": Peer(
+            lambda case, z0, z1: lambda: blocked_nt_xent(z0, z1, case.tau),
+            why_not=lambda case: (
+                None if case.tau >= 2 / 80 else "its bound 1/τ loses the sums of exponentials below τ = 0.025"
+            ),
+        ),
+        "lightly": Peer(lambda case, *z: partial(_class("lightly.loss:NTXentLoss", case.tau), *z), copies=8.0),
+    },
+    gemms=_symmetric,
+    views=2,
+    temperature=0.5,
+)
+
+DCL = System(
+    "dcl",
+    "the decoupled contrastive loss",
+    inputs=two_views,
+    ours=lambda case, z0, z1: lambda: functional.dcl(z0, z1, case.tau),
+    peers={"lightly": Peer(lambda case, *z: partial(_class("lightly.loss:DCLLoss", case.tau), *z), copies=7.0)},
+    gemms=_symmetric,
+    views=2,
+    temperature=0.1,
+)
+
+
+def _sup_con(case: Case, z0: Tensor, z1: Tensor, labels: Tensor) -> Call:
+    return lambda: functional.sup_con(
+        torch.stack((z0, z1), 1),
+        labels,
+        temperature=case.tau,
+        base_temperature=None,
+        normalize=True,
+        without_positive="skip",
+    )
+
+
+def _pml_sup_con(case: Case, z0: Tensor, z1: Tensor, labels: Tensor) -> Call:
+    loss = _class("pytorch_metric_learning.losses:SupConLoss", case.tau)
+    return lambda: loss(torch.cat((z0, z1)), labels.repeat(2))
+
+
+SUP_CON = System(
+    "supcon",
+    "SupCon of 100 classes",
+    inputs=labelled_views,
+    ours=_sup_con,
+    peers={"twin": Peer(twin(_sup_con), copies=13.0), "pml": Peer(_pml_sup_con, copies=14.0)},
+    gemms=_symmetric,
+    views=2,
+    temperature=0.07,
+)
+
+CLIP = System(
+    "clip",
+    "CLIP's loss",
+    inputs=towers,
+    ours=lambda case, image, text, scale: lambda: functional.clip_loss(image, text, scale),
+    peers={"open_clip": Peer(lambda case, *towers: partial(_class("open_clip.loss:ClipLoss"), *towers), copies=8.0)},
+    gemms=lambda case: 4 if case.backward else 1,  # S twice, for one gradient each
+    keys="pairs",
+    temperature=0.07,
+)
+
+SIGLIP = System(
+    "siglip",
+    "SigLIP's loss",
+    inputs=towers_with_bias,
+    ours=lambda case, *towers: lambda: functional.siglip(*towers),
+    peers={"open_clip": Peer(lambda case, *towers: partial(_class("open_clip.loss:SigLipLoss"), *towers), copies=8.0)},
+    gemms=lambda case: 3 if case.backward else 1,  # S once: a pair's gradient needs that pair alone
+    keys="pairs",
+    temperature=0.1,
+)
+
+
+def _moco(case: Case, query: Tensor, key: Tensor, bank: Tensor) -> Call:
+    queue = KeyQueue(case.columns, case.dim)
+    queue.keys = bank
+
+    def call() -> Tensor | None:
+        loss: Any = functional.info_nce(query, key, queue.keys, case.tau, negatives_normalized=True)
+        queue.pointer.zero_()  # always the rows that hold these keys already, so that the loss stays
+        queue.update(key)
+        return loss
+
+    return call
+
+
+def _eager_moco(case: Case, query: Tensor, key: Tensor, bank: Tensor) -> Call:
+    first = torch.zeros(case.rows, dtype=torch.int64, device=case.device)
+
+    def call() -> Tensor:
+        q, k = F.normalize(query, dim=1), F.normalize(key, dim=1)
+        positive = (q * k).sum(1, keepdim=True)
+        return F.cross_entropy(torch.cat((positive, q @ bank.to(q.dtype).T), 1) / case.tau, first)
+
+    return call
+
+
+def _moco_without_update(case: Case, query: Tensor, key: Tensor, bank: Tensor) -> Call:
+    return lambda: functional.info_nce(query, key, bank, case.tau, negatives_normalized=True)
+
+
+def _lightly_moco(case: Case, query: Tensor, key: Tensor, bank: Tensor) -> Call:
+    loss = _class("lightly.loss:NTXentLoss", case.tau, memory_bank_size=tuple(bank.shape))
+    loss.memory_bank.bank = bank
+
+    def call() -> Tensor | None:
+        loss.memory_bank.bank_ptr.zero_()
+        return loss(query, key)
+
+    return call
+
+
+MOCO = System(
+    "moco",
+    "MoCo's loss and its queue's update",
+    inputs=with_bank,
+    ours=_moco,
+    peers={
+        "eager": Peer(_eager_moco, copies=8.0),
+        "twin": Peer(twin(_moco_without_update), copies=8.0),
+        "lightly": Peer(_lightly_moco, copies=8.0),
+    },
+    gemms=lambda case: 2 if case.backward else 1,  # the gradient of the queries, in the same pass
+    keys="bank",
+    temperature=0.07,
+)
+
+
+def _look_up(name: str, **settings: Any) -> Callable[..., Call]:
+    """The nearest rows of a memory bank; its "loss" is what they have in common with the queries."""
+
+    def make(case: Case, query: Tensor, key: Tensor, bank: Tensor) -> Call:
+        module = _class(name, (case.columns, case.dim), **settings)
+        if isinstance(module, NNMemoryBankModule):
+            module.queue.keys = bank
+        else:
+            module.bank = bank
+        return lambda: (query * module(query)).sum(dtype=torch.float32)
+
+    return make
+
+
+_NN_PEERS = {"lightly": Peer(_look_up("lightly.models.modules:NNMemoryBankModule"), copies=4.0)}
+NNCLR, NNCLR_UNIT = (
+    System(
+        name,
+        measures,
+        inputs=with_bank,
+        ours=_look_up("pyssl_fast.modules:NNMemoryBankModule", normalize=normalize),
+        peers=_NN_PEERS,
+        gemms=_once(),
+        keys="bank",
+        gradient=False,
+    )
+    for name, measures, normalize in (
+        ("nnclr", "NNCLR's look-up", False),
+        ("nnclr-unit", "NNCLR's look-up among keys that are kept normalised", True),
+    )
+)
+
+MEAN_SHIFT = System(
+    "mean-shift",
+    "Mean Shift's look-up, the nearest 5",
+    inputs=with_bank,
+    ours=lambda case, query, _, bank: (
+        lambda: functional.nearest_neighbours(query, bank.to(query.dtype), 5, normalize=False)[0].sum()
+    ),
+    peers={
+        "eager": Peer(
+            lambda case, query, _, bank: (
+                lambda: torch.topk(query @ bank.to(query.dtype).T, 5).values.sum(dtype=torch.float32)
+            ),
+            copies=2.0,
+        )
+    },
+    gemms=_once(),
+    keys="bank",
+    gradient=False,
+)
+
+
+def _pml_hardest(case: Case, z: Tensor, labels: Tensor) -> Call:
+    loss = _class("pytorch_metric_learning.losses:TripletMarginLoss")
+    mine = _class("pytorch_metric_learning.miners:BatchHardMiner")
+    return lambda: loss(z, labels, mine(z, labels))
+
+
+TRIPLET = System(
+    "triplet",
+    "triplets, the hardest in the batch",
+    inputs=labelled,
+    ours=lambda case, z, labels: lambda: functional.triplet_margin_in_batch(z, labels, mining="hard"),
+    peers={"pml": Peer(_pml_hardest, copies=12.0)},
+    gemms=_once(half=True),
+)
+
+UNIFORMITY = System(
+    "uniformity",
+    "uniformity",
+    inputs=one_view,
+    ours=lambda case, z: lambda: functional.uniformity(z),
+    peers={
+        "eager": Peer(
+            lambda case, z: lambda: torch.pdist(F.normalize(z, dim=1)).square().mul(-2).exp().mean().log(), copies=4.5
+        )
+    },
+    gemms=_symmetric,
+)
+
+KOLEO = System(
+    "koleo",
+    "KoLeo",
+    inputs=one_view,
+    ours=lambda case, z: lambda: functional.koleo(z),
+    peers={"lightly": Peer(lambda case, z: partial(_class("lightly.loss:KoLeoLoss"), z), copies=2.0)},
+    gemms=_once(half=True),
+)
+
+
+def _eager_spectral(case: Case, z0: Tensor, z1: Tensor) -> Call:
+    def call() -> Tensor:
+        u, v = (z / torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(1) for z in (z0, z1))
+        squares = (u @ v.T).square().fill_diagonal_(0).sum() / (len(u) * (len(u) - 1))
+        return squares - 2 * (u * v).sum(1).mean()
+
+    return call
+
+
+SPECTRAL = System(
+    "spectral",
+    "the spectral contrastive loss",
+    inputs=two_views,
+    ours=lambda case, z0, z1: lambda: functional.spectral_contrastive(z0, z1),
+    peers={"eager": Peer(_eager_spectral, copies=6.5)},
+    # On the cheaper side: [N, N] products, or two symmetric [D, D] Grams and what their gradients take.
+    gemms=lambda case: (3 if case.backward else 1) * min(1.0, case.dim / case.rows),
+    keys="pairs",
+)
+
+# What the kernels are built to be good at, and how good they are to be on two cores with AVX-512.
+_CLIP_TARGETS: dict[str, Any] = {"targets": {"open_clip": 1.7}, "target_mb": 64}
+CASES = (
+    Case(NT_XENT, 2048, 128),
+    Case(NT_XENT, 8192, 128, targets={"eager": 6, "compiled": 3, "bare": 1 / 0.55}, target_mb=32),
+    Case(NT_XENT, 8192, 512),
+    Case(NT_XENT, 65536, 128, only_ours=True),
+    Case(CLIP, 4096, 512, **_CLIP_TARGETS),
+    Case(CLIP, 4096, 512, temperature=0.01, **_CLIP_TARGETS),
+    Case(SIGLIP, 4096, 512, targets={"open_clip": 1.6}, target_mb=64),
+    Case(MOCO, 256, 128, 65536, targets={"twin": 3}, target_mb=16),  # the queue holds 33.5 MB
+    Case(NNCLR, 256, 256, 65536, targets={"lightly": 2.2}),
+    Case(NNCLR_UNIT, 256, 256, 65536, targets={"lightly": 2.2}),
+    Case(MEAN_SHIFT, 256, 128, 65536, targets={"eager": 1.8}),
+    Case(SUP_CON, 4096, 128, targets={"twin": 7}),
+    Case(DCL, 8192, 128, targets={"lightly": 12}),
+    Case(TRIPLET, 4096, 128, targets={"pml": 8}),
+    Case(UNIFORMITY, 8192, 128, targets={"eager": 15}),
+    Case(KOLEO, 4096, 256, targets={"lightly": 3}),
+    Case(SPECTRAL, 4096, 128),
+)

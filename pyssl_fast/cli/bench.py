@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from pyssl_fast import benchmark
-from pyssl_fast.benchmark import machine, measure, report
+from pyssl_fast.benchmark import cases, machine, measure, report
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How far, relatively, a side's loss may stand from the first side's: matrix products at "medium" round to bfloat16.
@@ -95,28 +95,36 @@ def _check_isas(isas: Sequence[str]) -> None:
 @click.command()
 @click.argument("family", default="similarity")
 @click.option(
+    "--case",
+    "names",
+    multiple=True,
+    callback=_several(_word, "names"),
+    help="Systems: nt-xent, clip, moco, …; an unknown one names them all.  [default: all, or with a size the first]",
+)
+@click.option(
     "--rows",
     multiple=True,
     callback=_several(int, "numbers"),
-    help="Embeddings over both views: several times, or with commas.  [default: the family's set]",
+    help="Embeddings over all views: several times, or with commas.  [default: the family's set]",
 )
 @click.option(
     "--dim",
     multiple=True,
     callback=_several(int, "numbers"),
-    help="Numbers per embedding, likewise.  [default: 128 with --rows]",
+    help="Numbers per embedding, likewise.  [default: the case's first]",
 )
+@click.option("--columns", type=int, callback=_positive, help="Keys of a bank.  [default: the case's]")
 @click.option(
     "--sides",
     multiple=True,
     callback=_several(_word, "names"),
-    help="ours, cpu, triton, cuda, reference, eager, compiled, blocked, lightly, bare.  [default: all]",
+    help="ours, cpu, triton, cuda, reference, or peers: eager, compiled, lightly, open_clip, …  [default: all]",
 )
 @click.option(
     "--mode", type=click.Choice(["forward+backward", "forward"]), default="forward+backward", show_default=True
 )
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
-@click.option("--temperature", type=float, default=0.5, show_default=True)
+@click.option("--temperature", type=float, help="Of the losses that have one.  [default: the case's]")
 @click.option(
     "--precision",
     multiple=True,
@@ -140,11 +148,13 @@ def _check_isas(isas: Sequence[str]) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json", callback=_writable, metavar="FILE", help="Write everything measured.")
+@click.option("--markdown", "markdown", callback=_writable, metavar="FILE", help="Write a summary: a line per case.")
 @click.option("--png", "png", callback=_writable, metavar="FILE", help="Draw time and memory over the rows.")
 def bench(
-    family: str, rows: list[int], dim: list[int], sides: list[str], mode: str, dtype: str, temperature: float,
-    precision: list[str], isa: list[str], device: str, threads: int | None, rounds: int | None,
-    skip_above_gb: float | None, seed: int, json: Path | None, png: Path | None,
+    family: str, names: list[str], rows: list[int], dim: list[int], columns: int | None, sides: list[str], mode: str,
+    dtype: str, temperature: float | None, precision: list[str], isa: list[str], device: str, threads: int | None,
+    rounds: int | None, skip_above_gb: float | None, seed: int, json: Path | None, markdown: Path | None,
+    png: Path | None,
 ) -> None:  # fmt: skip
     """Measure the kernels of FAMILY beside the eager twin, the compiled twin and other implementations."""
     console = Console()
@@ -165,43 +175,44 @@ def bench(
             if threads > 4096:
                 raise ValueError(f"--threads must be at most 4096; got {threads}")
             torch.set_num_threads(threads)
-        cases_of = benchmark.family(family)
-        if rows or dim:
-            cases = [cases_of.Case(r, d) for d in dim or [128] for r in rows or [2048, 8192]]
-        else:
-            cases = list(cases_of.CASES)
-        cases = cases_of.configure(
-            cases, temperature=temperature, dtype=DTYPES[dtype], device=torch.device(device), mode=mode
+        table = benchmark.family(family).CASES
+        chosen = cases.configure(
+            cases.select(table, names, rows, dim, columns),
+            temperature=temperature,
+            dtype=DTYPES[dtype],
+            device=torch.device(device),
+            mode=mode,
         )
+        ours = cases.precisions(family, torch.device(device))
         options: dict[str, Any] = {
-            "names": sides or ["ours", *cases_of.PEERS],
-            "precisions": (precision or cases_of.precisions(device)) if dtype == "float32" else ["highest"],
+            "names": sides,
+            "precisions": (precision or ours) if dtype == "float32" else ["highest"],
             "isas": isa or [None],
             "seed": seed,
+            "peers": list(dict.fromkeys(peer for case in table for peer in case.system.peers)),
         }
-        for case in cases[:1]:
-            cases_of.sides(cases_of.small(case), **options)  # unknown sides are known before anything is measured
+        cases.sides(chosen[0].small(), **options)  # unknown sides are known before anything is measured
         document: dict[str, Any] = {
             "schema": report.SCHEMA,
             "machine": machine.facts(),
-            "settings": {
-                "family": family, "measures": cases_of.MEASURES, "mode": mode, "device": device, "dtype": dtype,
-                "temperature": temperature, "seed": seed,
-            },
+            "settings": {"family": family, "device": device, "dtype": dtype, "seed": seed},
             "cases": [],
             "results": [],
-        }  # fmt: skip
+        }
         _say_machine(console, document["machine"])
         failed: list[str] = []
-        for case in cases:
-            failed += _measure(console, cases_of, case, options, document, rounds, skip_above_gb, RTOL[dtype])
+        for case in chosen:
+            failed += _measure(console, case, options, document, rounds, skip_above_gb, RTOL[dtype])
             if json is not None:  # after every case: what was measured stays if the next one is interrupted
                 report.write_json(document, json)
-        if json is not None:
-            console.print(f"wrote {json}", highlight=False)
+            if markdown is not None:
+                report.write_text(report.markdown(document), markdown)
+        for path in (json, markdown):
+            if path is not None:
+                console.print(f"wrote {path}", highlight=False)
         if png is not None:
             drawn = report.figure(document, png)
-            console.print(f"wrote {png} (D = {drawn})", highlight=False)
+            console.print(f"wrote {png} ({drawn})", highlight=False)
     if failed:
         raise click.ClickException(f"failed or wrong: {', '.join(failed)}")
 
@@ -223,32 +234,32 @@ def _say_machine(console: Console, facts: dict[str, Any]) -> None:
 
 
 def _measure(
-    console: Console, cases_of: Any, case: Any, options: dict[str, Any], document: dict[str, Any],
+    console: Console, case: cases.Case, options: dict[str, Any], document: dict[str, Any],
     rounds: int | None, limit_gb: float | None, rtol: float,
 ) -> list[str]:  # fmt: skip
-    """Measure one case, print it, add it to the document; the names of our sides that failed."""
-    size = f"{case.rows:,} × {case.dim}"
-    with Console(stderr=True).status(size) as status:
+    """Measure one case, print it, add it to the document; our sides that failed."""
+    with Console(stderr=True).status(case.title) as status:
         outcome = measure.run(
-            cases_of.sides(case, **options),
-            cases_of.sides(cases_of.small(case), **options),
+            cases.sides(case, **options),
+            cases.sides(case.small(), **options),
             device=case.device,
+            product=case.product,
             rounds=rounds,
             rtol=rtol,
             limit_gb=limit_gb,
             seed=options["seed"],
-            progress=lambda doing: status.update(f"{size}: {doing}"),
+            progress=lambda doing: status.update(f"{case.title}: {doing}"),
         )
-    outcome.left_out.update(cases_of.missing(case, options["names"]))
-    entry = report.case_entry(case.rows, case.dim, cases_of.work(case), outcome)
+    outcome.left_out.update(cases.missing(case, options["names"]))
+    entry = report.case_entry(case, outcome)
     results = report.result_entries(entry, outcome.measured)
     document["cases"].append(entry)
     document["results"] += results
     console.print()
     if results:
-        console.print(report.table(entry, results, document["settings"]["mode"]))
+        console.print(report.table(entry, results))
     else:
-        console.print(f"[bold]{size}[/]: no side was measured", highlight=False)
+        console.print(f"[bold]{case.title}[/]: no side was measured", highlight=False)
     for line in report.notes(entry, results):
         console.print(line, highlight=False, soft_wrap=True, style="dim", markup=False)
-    return outcome.failed
+    return [f"{name} of {case.title}" for name in outcome.failed]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import pkgutil
 import types
 from typing import Any, cast
 
@@ -14,23 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import pyssl_fast.ops
 from pyssl_fast import backend
 from pyssl_fast.benchmark import machine
+from pyssl_fast.ops.registry import operators
 
 DEVICES = ("cpu", "cuda")
 EXTENSIONS = ("_cpu", "_cuda")
-
-
-def operators() -> dict[str, list[str]]:
-    """The operators of every family: the functions of its twin that are registered as `torch.ops.pyssl_fast.*`."""
-    found: dict[str, list[str]] = {}
-    for module in pkgutil.iter_modules(pyssl_fast.ops.__path__):
-        if backend.why_not("reference", module.name, "cpu") is None:
-            twins = inspect.getmembers(backend.kernels("reference", module.name), inspect.isfunction)
-            names = [name for name, _ in twins if not name.startswith("_") and hasattr(torch.ops.pyssl_fast, name)]
-            found[module.name] = names
-    return found
 
 
 def _choice(family: str, device: str) -> str:
@@ -65,7 +52,7 @@ def gather() -> dict[str, Any]:
                 for device in DEVICES
             },
         }
-        for family, names in operators().items()
+        for family, names in operators.items()
     ]
     return {
         "machine": machine.facts(),

@@ -63,7 +63,7 @@ class _Methods(click.Group):
 
 @click.command(cls=_Methods, subcommand_metavar="METHOD [OPTIONS]")
 def train() -> None:
-    """Train an encoder on images without labels, and say how good it is."""
+    """Train an encoder on images, and say how good it is. Methods that learn from labels are marked supervised."""
 
 
 @contextlib.contextmanager
@@ -93,11 +93,12 @@ def _command(method: str, recipe: Any) -> click.Command:
 
     own = [
         option(
-            f"--{field.name.replace('_', '-')}",
+            f"--{flag}/--no-{flag}" if isinstance(field.default, bool) else f"--{flag}",
             type(field.default),
-            f"{field.metadata['help']}  [default: {field.default}]",
+            f"{field.metadata['help']}  [default: {f'no-{flag}' if field.default is False else field.default}]",
         )
         for field in dataclasses.fields(recipe.Options)
+        for flag in [field.name.replace("_", "-")]
     ]
     sources = "; ".join(f"{name}: {what}" for name, what in SOURCES.items())
     params: list[click.Parameter] = [
@@ -141,9 +142,13 @@ def _command(method: str, recipe: Any) -> click.Command:
         _run({"method": method, **asked, "options": options}, machine, out, resume, overwrite)
 
     return _OneLineErrors(
-        method, params=params, callback=callback, help=f"Train with {recipe.title}.",
+        method, params=params, callback=callback, help=f"Train with {_title(recipe)}.",
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )  # fmt: skip
+
+
+def _title(recipe: Any) -> str:
+    return f"{recipe.title} (supervised: learns from labels)" if recipe.supervised else str(recipe.title)
 
 
 def _run(given: dict[str, Any], machine: Machine, out: Path, resume: bool, overwrite: bool) -> None:
@@ -284,7 +289,7 @@ def _show_header(console: Console, training: Training) -> None:
     options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.options.items())
     views = dict.fromkeys(augmentation.description for augmentation in training.augmentations)
     rows = {
-        "method": f"{training.recipe.title}: {options}",
+        "method": f"{_title(training.recipe)}: {options}",
         "data": f"{data.name}: {images}",
         "views": f"{len(training.augmentations)} of each image: {' | '.join(views)}",
         "encoder": f"{settings.encoder}, {count:,} parameters",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Generator, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,21 +17,48 @@ from pyssl_fast.data.images import DataError, Images, to_tensor
 Key = tuple[int, int]  # epoch, index of the image
 
 
-class ViewDataset(Dataset[list[Tensor] | DataError]):
-    """The views of an image: for the key (epoch, index) one uint8 [C, H, W] per augmentation, drawn by (seed, *key)."""
+class Sample(NamedTuple):
+    """views: one uint8 [C, H, W] per augmentation; label: of the image, None unless it was asked for."""
 
-    def __init__(self, images: Images, augmentations: Sequence[Augmentation], seed: int) -> None:
+    views: list[Tensor]
+    label: int | None
+
+
+class Batch(NamedTuple):
+    """views: one uint8 [B, C, H, W] per augmentation; labels: [B] int64, None unless they were asked for."""
+
+    views: list[Tensor]
+    labels: Tensor | None
+
+
+class ViewDataset(Dataset[Sample | DataError]):
+    """The views of an image: for the key (epoch, index) one per augmentation, drawn by (seed, *key).
+
+    Args:
+        images: what they are views of.
+        augmentations: one per view.
+        seed: of the run.
+        labelled: whether the label comes along; the images must have labels then.
+    """
+
+    def __init__(
+        self, images: Images, augmentations: Sequence[Augmentation], seed: int, *, labelled: bool = False
+    ) -> None:
         self.images = images
         self.augmentations = augmentations
         self.seed = seed
+        self.labels = images.labels if labelled else None
+        if labelled and self.labels is None:
+            raise ValueError("the images have no labels")
 
-    def __getitem__(self, key: Key) -> list[Tensor] | DataError:
+    def __getitem__(self, key: Key) -> Sample | DataError:
         try:
             picture = self.images.picture(key[1])
         except DataError as error:
             return error  # raised inside a worker process it would come out as a page of traceback
         with seeded(self.seed, *key):
-            return [to_tensor(augmentation.transform(picture)) for augmentation in self.augmentations]
+            views = [to_tensor(augmentation.transform(picture)) for augmentation in self.augmentations]
+        return Sample(views, None if self.labels is None else int(self.labels[key[1]]))
 
 
 class Schedule(Sampler[list[Key]]):
@@ -57,14 +85,14 @@ class Schedule(Sampler[list[Key]]):
                 yield [(epoch, index) for index in chosen]
 
 
-def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Generator[list[Tensor], None, None]:
-    """Batches of views, uint8 [B, C, H, W] per augmentation, in the schedule's order.
+def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Generator[Batch, None, None]:
+    """Batches in the schedule's order.
 
     Raises:
         DataError: while iterating, when an image cannot be read or a worker process has died.
     """
-    loader: DataLoader[list[Tensor] | DataError] = DataLoader(
-        dataset,
+    loader: DataLoader[Batch | DataError] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # of samples, which _collate makes into batches
         batch_sampler=schedule,
         num_workers=workers,
         collate_fn=_collate,
@@ -83,13 +111,14 @@ def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Gener
         raise DataError("a data worker process died (out of memory?); try --workers 0") from error
 
 
-def _collate(samples: list[list[Tensor] | DataError]) -> list[Tensor] | DataError:
-    views = []
+def _collate(samples: list[Sample | DataError]) -> Batch | DataError:
+    views, labels = [], []
     for sample in samples:
         if isinstance(sample, DataError):
             return sample
-        views.append(sample)
-    return [torch.stack(view) for view in zip(*views, strict=True)]
+        views.append(sample.views)
+        labels += [] if sample.label is None else [sample.label]
+    return Batch([torch.stack(view) for view in zip(*views, strict=True)], torch.tensor(labels) if labels else None)
 
 
 def _leave_interrupt_to_parent(worker: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyssl_fast import functional
@@ -15,18 +16,20 @@ from pyssl_fast.modules.queue import KeyQueue
 class NNMemoryBankModule(nn.Module):
     """Puts the nearest key of earlier batches in the place of every row (Dwibedi et al. 2021). Takes lightly's place.
 
-    Neither the [B, size] similarities nor a copy of the bank are kept. Differences: the bank is part of the state dict,
-    and goes round instead of dropping the rest of a batch.
+    The [B, size] similarities are never held, and the bank is never copied. Differences: the bank is part of the state
+    dict, and goes round instead of dropping the rest of a batch.
 
     Args:
         size: (number of keys, their length); or the number alone, then the length is that of the first output.
-        normalize: keep the keys divided by their length, and return them so, which spares a pass over the bank in every
-            call; `nnclr` divides by it anyway. False: return the keys as they came, as lightly does.
+        normalize: keep the keys divided by their length, and return them so; `nnclr` divides by it anyway. False: return
+            the keys as they came, as lightly does, at the price of a second bank that holds them divided.
         drop_on_wrap: drop the keys beyond the last row, as lightly does.
 
     Raises:
         TypeError, ValueError: a size that is no such number.
     """
+
+    _unit: Tensor | None
 
     def __init__(
         self, size: int | Sequence[int] = 2**16, *, normalize: bool = False, drop_on_wrap: bool = False
@@ -42,6 +45,9 @@ class NNMemoryBankModule(nn.Module):
         self.queue = KeyQueue(
             sizes[0], sizes[1] if len(sizes) == 2 else None, normalize=normalize, drop_on_wrap=drop_on_wrap
         )
+        # The keys divided by their length: made at the first call, kept up to date, made again after a load.
+        self.register_buffer("_unit", None, persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_unit", None))
 
     @property
     def bank(self) -> Tensor:
@@ -56,10 +62,15 @@ class NNMemoryBankModule(nn.Module):
         """
         self.queue.expect(output)
         bank = self.queue.keys
+        if not self.normalize and self._unit is None:
+            self._unit = F.normalize(bank, dim=1)
+        unit = bank if self._unit is None else self._unit
         # The length of the query does not change which key is the nearest.
-        _, index = functional.nearest_neighbours(output.to(bank.dtype), bank, normalize=not self.normalize)
+        _, index = functional.nearest_neighbours(output.to(bank.dtype), unit, normalize=False)
         nearest = bank[index[:, 0].clamp_min(0)].to(output.dtype)
         if update:
-            self.queue.update(output.detach())
+            place = self.queue.update(output.detach())
+            if unit is not bank:
+                unit.index_copy_(0, place, F.normalize(bank[place], dim=1))
         # A row that is not a number has no neighbour.
         return nearest + (0 * output.sum(1, keepdim=True, dtype=torch.float64)).to(output.dtype)

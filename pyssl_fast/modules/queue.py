@@ -72,8 +72,11 @@ class KeyQueue(nn.Module):
             raise ValueError(f"keys must be on the queue's device {self.keys.device}; got {keys.device}")
 
     @torch.no_grad()
-    def update(self, keys: Tensor) -> None:
+    def update(self, keys: Tensor) -> Tensor:
         """Write keys [B, D] over the oldest rows, in place.
+
+        Returns:
+            [B] int64, the rows that were written.
 
         Raises:
             TypeError, ValueError: keys that do not fit, or more of them than the queue holds.
@@ -96,6 +99,7 @@ class KeyQueue(nn.Module):
         self.filled.copy_(torch.maximum(self.filled, row[-1] + 1).clamp_max(self.size))
         self.keys.index_copy_(0, place, keys)
         self.pointer.copy_(end % self.size)
+        return place
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         saved = state_dict.get(prefix + "keys")

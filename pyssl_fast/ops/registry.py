@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _library = torch.library.Library("pyssl_fast", "DEF")
+operators: dict[str, list[str]] = {}  # by family, the module that defines them
 
 
 def define(
@@ -35,6 +36,7 @@ def define(
     """
     name = schema.partition("(")[0]
     qualified = f"pyssl_fast::{name}"
+    operators.setdefault(kernel.__module__.rpartition(".")[2], []).append(name)
     _library.define(schema)
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)

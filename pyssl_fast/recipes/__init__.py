@@ -11,6 +11,12 @@ from pyssl_fast.recipes.recipe import Recipe
 
 RECIPES = {
     "simclr": "pyssl_fast.recipes.simclr:SimCLR",
+    "moco": "pyssl_fast.recipes.moco:MoCo",
+    "nnclr": "pyssl_fast.recipes.nnclr:NNCLR",
+    "meanshift": "pyssl_fast.recipes.meanshift:MeanShift",
+    "spectral": "pyssl_fast.recipes.spectral:Spectral",
+    "supcon": "pyssl_fast.recipes.supcon:SupCon",
+    "triplet": "pyssl_fast.recipes.triplet:Triplet",
 }
 
 

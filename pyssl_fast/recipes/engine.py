@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from pyssl_fast import backend, use_backend
 from pyssl_fast.data import DataError, ImageData, load_data
 from pyssl_fast.data.images import Subset
-from pyssl_fast.data.loader import Schedule, ViewDataset, view_loader
+from pyssl_fast.data.loader import Batch, Schedule, ViewDataset, view_loader
 from pyssl_fast.evaluation import pictures
 from pyssl_fast.evaluation.collapse import Spread, measure_spread
 from pyssl_fast.evaluation.protocol import (
@@ -175,9 +175,15 @@ def settle(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) ->
                 f"{data.name}: the {part} images are of fewer than two classes, so that accuracies cannot be measured;"
                 " give more images of every class, or all images in one flat folder to train without labels"
             )
+    if recipe.supervised and data.train.labels is None:
+        raise ValueError(
+            f"{recipe.title} learns from the labels of the training images, and {data.name} has none: give images of"
+            " every class in a sub-folder of its own, or choose a method that needs no labels"
+        )
     budget = asdict(recipe.budgets.get(data.name, recipe.budgets[""]))
     budget["batch_size"] = min(budget["batch_size"], len(data.train))
     options = {option.name: option.default for option in fields(recipe.Options)} | dict(start.options)
+    options = recipe.complete(options, len(data.train))
     settings = Settings(**{**asdict(start), **budget, **given, "image_size": data.size, "options": options})
     if settings.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {settings.epochs}")
@@ -274,7 +280,7 @@ class Training:
             OSError: a file cannot be written, such as on a full disk; the last checkpoint is whole.
         """
         count, settings = len(self.data.train), self.settings
-        dataset = ViewDataset(self.data.train, self.augmentations, settings.seed)
+        dataset = ViewDataset(self.data.train, self.augmentations, settings.seed, labelled=self.recipe.supervised)
         schedule = Schedule(count, settings.batch_size, settings.epochs, settings.seed, self.step)
         with (
             use_backend(self.backend),
@@ -291,7 +297,7 @@ class Training:
                     (self.out / name).unlink(missing_ok=True)
             yield from self._steps(itertools.chain(first, batches))
 
-    def _steps(self, batches: Iterator[list[Tensor]]) -> Iterator[StepReport | EpochReport]:
+    def _steps(self, batches: Iterator[Batch]) -> Iterator[StepReport | EpochReport]:
         per_epoch, batch_size = self.steps_per_epoch, self.settings.batch_size
         embed = torch.compile(self.recipe.embed) if self.machine.compile else self.recipe.embed
         with contextlib.closing(MetricsFile(self.out / METRICS, self._metrics_length)) as metrics:
@@ -333,7 +339,7 @@ class Training:
                 self._save(metrics)
                 raise Interrupted
 
-    def _until_stopped(self, batches: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
+    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Workers may end by the same signal that asked to stop: no failure, all steps before are whole."""
         try:
             yield from batches
@@ -341,15 +347,14 @@ class Training:
             if not self.stop_requested:
                 raise
 
-    def _train_step(
-        self, embed: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], batch: list[Tensor]
-    ) -> tuple[float, float]:
+    def _train_step(self, embed: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], batch: Batch) -> tuple[float, float]:
         """One step on uint8 views. The loss, and the seconds that its forward and backward passes took."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * schedule_factor(self.step, self.total_steps)
         self.recipe.train()
         self.optimizer.zero_grad()
-        views = [self._input(view) for view in batch]
+        views = [self._input(view) for view in batch.views]
+        labels = [] if batch.labels is None else [batch.labels.to(self.device, non_blocking=True)]
         with self._autocast():
             embeddings = embed(views)
 
@@ -358,7 +363,7 @@ class Training:
         timed = self.device.type == "cpu" or self.step % TIMED_STEPS == 0
         start = self._now() if timed else 0.0
         with self._autocast():
-            loss = self.recipe.loss(*leaves)
+            loss = self.recipe.loss(*leaves, *labels)
         self.scaler.scale(loss).backward()
         seconds = self._now() - start if timed else 0.0
 
@@ -366,6 +371,7 @@ class Training:
         torch.autograd.backward([part for part, _ in pairs], [grad for _, grad in pairs])
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.recipe.after_step((self.step + 1) / self.total_steps)
         return loss.item(), seconds * (1 if self.device.type == "cpu" else TIMED_STEPS)
 
     def _input(self, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ class Budget:
     weight_decay: float = 1e-4
 
 
-def option(default: float | int | str, help: str) -> Any:
+def option(default: float | int | str | bool, help: str) -> Any:
     """A field of `Recipe.Options`: a hyper-parameter with its default and a few words that say what it is."""
     return field(default=default, metadata={"help": help})
 
@@ -47,12 +47,14 @@ class Recipe(nn.Module, ABC):
         Options: a dataclass of the method's own hyper-parameters. Each field, made by `option`, has a default and a
             help text, and is a command-line option.
         budgets: by name of the data; "" is for all others.
+        supervised: whether the labels of the training images reach the loss.
     """
 
     title: ClassVar[str]
     family: ClassVar[str]
     Options: ClassVar[type[Any]]
     budgets: ClassVar[dict[str, Budget]]
+    supervised: ClassVar[bool] = False
 
     encoder: nn.Module
 
@@ -61,6 +63,11 @@ class Recipe(nn.Module, ABC):
         """encoder: [N, C, H, W] -> [N, features]; the result of training, and what is evaluated."""
         super().__init__()
         self.encoder = encoder
+
+    @classmethod
+    def complete(cls, options: Mapping[str, Any], images: int) -> dict[str, Any]:
+        """The options, with those settled that depend on the number of training images. ValueError: they do not fit."""
+        return dict(options)
 
     @staticmethod
     @abstractmethod
@@ -77,4 +84,10 @@ class Recipe(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, *embeddings: Tensor) -> Tensor:
-        """What `embed` gave -> [] loss. Timed apart from the rest, its backward pass included."""
+        """What `embed` gave -> [] loss. Timed apart from the rest, its backward pass included.
+
+        A supervised method gets one more tensor at the end: [N] int64, the labels of the images.
+        """
+
+    def after_step(self, progress: float) -> None:
+        """What follows a step of the optimizer, such as a teacher. progress: of the whole run, above 0, at last 1."""

@@ -11,12 +11,18 @@ from pyssl_fast.benchmark.measure import Side, Work
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def small_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's rates are of no interest here, and take most of the time."""
+    monkeypatch.setitem(measure.PROBE_NUMBERS, "cpu", 1 << 14)
+
+
 def _side(name: str, call=lambda: torch.tensor(1.0), **more) -> Side:
     return Side(name, name, call, **more)
 
 
 def _run(sides: list[Side], **more) -> measure.Outcome:
-    return measure.run(sides, sides, device=CPU, rounds=more.pop("rounds", 2), **more)
+    return measure.run(sides, sides, device=CPU, product=(8, 4, 8), rounds=more.pop("rounds", 2), **more)
 
 
 def test_extra_peak_mb_sees_what_a_call_takes_and_frees() -> None:
@@ -96,6 +102,13 @@ def test_run_says_why_a_side_failed() -> None:
     outcome = _run([_side("a"), _side("peer", call), _side("ours", call, ours=True)])
     assert outcome.left_out == {"peer": "failed: no room", "ours": "failed: no room"}
     assert outcome.failed == ["ours"]
+
+
+@pytest.mark.parametrize(("product", "rows"), [((8, 4, 16), 8), ((1 << 10, 2, 1 << 9), 1 << 5), ((4, 2, 1 << 15), 1)])
+def test_the_probe_has_the_shape_of_the_case_as_far_as_memory_allows(product, rows) -> None:
+    probes = measure._Probes(CPU, product)
+    assert probes.flops == 2 * rows * product[1] * product[2]
+    assert probes.matmul_ms() > 0
 
 
 def test_precision_is_put_back() -> None:

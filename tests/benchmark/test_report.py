@@ -2,40 +2,47 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from rich.table import Table
 
-from pyssl_fast.benchmark import machine, measure, report, similarity
+from pyssl_fast.benchmark import cases, machine, measure, report, similarity
+from pyssl_fast.benchmark.cases import Case
 
 README = Path(__file__).parents[2] / "benchmarks" / "README.md"
 
 
+CASES = (
+    Case(similarity.NT_XENT, 64, 8, targets={"eager": 1e-6, "bare": 1e-6}, target_mb=1e6),
+    Case(similarity.NT_XENT, 128, 8),
+    Case(similarity.MOCO, 16, 8, 64, targets={"twin": 1e6}),
+)
+FIRST = CASES[0].title
+
+
 @pytest.fixture(scope="module")
-def document() -> dict:
-    names = ["ours", "eager", "bare"]
+def document() -> Iterator[dict]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(measure.PROBE_NUMBERS, "cpu", 1 << 14)  # rates are of no interest here, and take most of the time
+        yield _measured()
+
+
+def _measured() -> dict:
     made = {
         "schema": report.SCHEMA,
         "machine": machine.facts(),
-        "settings": {
-            "family": "similarity",
-            "measures": similarity.MEASURES,
-            "mode": "forward+backward",
-            "device": "cpu",
-            "dtype": "float32",
-            "temperature": 0.5,
-            "seed": 0,
-        },
+        "settings": {"family": "similarity", "device": "cpu", "dtype": "float32", "seed": 0},
         "cases": [],
         "results": [],
     }
-    for rows in (64, 128):
-        case = similarity.Case(rows, 8)
-        sides = similarity.sides(case, names)
-        outcome = measure.run(sides, sides, device=torch.device("cpu"), rounds=2)
-        entry = report.case_entry(rows, 8, similarity.work(case), outcome)
+    for case in CASES:
+        sides = cases.sides(case, ["ours", "eager", "twin", "bare"], peers=["twin", "bare"])
+        outcome = measure.run(sides, sides, device=torch.device("cpu"), product=case.product, rounds=2)
+        entry = report.case_entry(case, outcome)
         made["cases"].append(entry)
         made["results"] += report.result_entries(entry, outcome.measured)
     return made
@@ -71,7 +78,7 @@ def _with_another_schema(document: dict) -> None:
 
 
 def _with_a_result_of_no_case(document: dict) -> None:
-    document["results"][0]["rows"] = 32
+    document["results"][0]["case"] = "nt-xent 32 × 8"
 
 
 def _with_a_list_for_the_machine(document: dict) -> None:
@@ -101,42 +108,74 @@ def test_readme_documents_every_field(fields: dict) -> None:
 
 
 def test_ratios_and_floor_are_consistent(document: dict) -> None:
-    by_side = {row["side"]: row for row in document["results"] if row["rows"] == 64}
+    by_side = {row["side"]: row for row in document["results"] if row["case"] == FIRST}
     case = document["cases"][0]
-    assert by_side["eager"]["speedup_over_eager"] == by_side["bare"]["time_over_bare"] == 1
+    assert by_side["eager"]["speedup_over"]["eager"] == by_side["bare"]["speedup_over"]["bare"] == 1
     for row in by_side.values():
         assert row["over_floor"] == pytest.approx(row["time_ms_median"] / case["floor_ms"])
         assert row["gflops"] * row["time_ms_median"] == pytest.approx(case["least_gflop"] * 1e3)
 
 
+def _text(table: Table) -> str:
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
 def test_table_and_notes_name_every_side_and_the_floor(document: dict) -> None:
     case = dict(document["cases"][0], left_out={"lightly": "lightly is not installed"})
-    rows = [row for row in document["results"] if row["rows"] == 64]
+    rows = [row for row in document["results"] if row["case"] == FIRST]
     rows[0] = dict(rows[0], extra_peak_mb=None)
-    console = Console(width=120, record=True, quiet=True)
-    with console.capture() as capture:
-        console.quiet = False
-        console.print(report.table(case, rows, "forward+backward"))
-    text = capture.get()
+    text = _text(report.table(case, rows))
     for row in rows:
         assert row["label"] in text
-    assert "not measured" in text
+    assert "–" in text
     notes = "\n".join(report.notes(case, rows))
     assert "floor:" in notes
     assert "right after ours" in notes
     assert "left out: lightly: lightly is not installed" in notes
 
 
-def test_figure_is_drawn(document: dict, tmp_path: Path) -> None:
-    assert report.figure(document, tmp_path / "o.png") == 8
+def _ours(case: dict, document: dict, **changes) -> dict:
+    return next({**row, **changes} for row in document["results"] if row["case"] == case["case"] and row["ours"])
+
+
+def test_targets_are_kept_or_missed(document: dict) -> None:
+    easy, without, hard = document["cases"]
+    assert report._verdict(_ours(easy, document, extra_peak_mb=1.0), easy) == "kept"
+    assert report._verdict(_ours(easy, document, extra_peak_mb=2e6), easy) == "missed"
+    assert report._verdict(_ours(hard, document), hard) == "missed"
+    for unknown in (_ours(without, document), _ours(easy, document, ours=False)):
+        assert report._verdict(unknown, without if unknown["ours"] else easy) == "–"
+    unmeasured = _ours(hard, document, speedup_over={})
+    assert report._verdict(unmeasured, hard) == "–"
+    rows = [row for row in document["results"] if row["case"] == hard["case"]]
+    assert "≥ 1,000,000×" in _text(report.table(hard, rows))
+
+
+def test_markdown_has_a_line_per_case_and_side_of_ours(document: dict) -> None:
+    head, rule, *lines = report.markdown(document).splitlines()
+    ours = [row for row in document["results"] if row["ours"]]
+    assert len(lines) == len(ours) >= len(CASES)
+    assert all(line.count("|") == head.count("|") == rule.count("|") for line in lines)
+    for line, row in zip(lines, ours, strict=True):
+        assert line.startswith(f"| {row['case']} | {row['side']} | ")
+    assert "(≥ 1,000,000)" in lines[-1]
+    assert lines[-1].endswith("| missed |")
+
+
+def test_figure_draws_the_system_with_the_most_sizes(document: dict, tmp_path: Path) -> None:
+    assert report.figure(document, tmp_path / "o.png") == "NT-Xent, D = 8"
     assert (tmp_path / "o.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_figure_takes_one_size_and_no_memory(document: dict, tmp_path: Path) -> None:
     lean = copy.deepcopy(document)
-    lean["cases"] = lean["cases"][:1]
-    lean["results"] = [dict(row, extra_peak_mb=None) for row in lean["results"] if row["rows"] == 64]
-    report.figure(lean, tmp_path / "o.png")
+    lean["cases"] = lean["cases"][2:]
+    title = lean["cases"][0]["case"]
+    lean["results"] = [dict(row, extra_peak_mb=None) for row in lean["results"] if row["case"] == title]
+    assert "MoCo" in report.figure(lean, tmp_path / "o.png")
     assert (tmp_path / "o.png").stat().st_size > 0
 
 

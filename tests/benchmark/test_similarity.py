@@ -1,118 +1,116 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from pyssl_fast import benchmark
-from pyssl_fast.benchmark import similarity
-from pyssl_fast.benchmark.similarity import Case
+from pyssl_fast.benchmark import cases, similarity
+from pyssl_fast.benchmark.cases import Case
+from pyssl_fast.kernels.cpu import similarity as kernels
 
+README = Path(__file__).parents[2] / "benchmarks" / "README.md"
 SHAPES = [(4, 1), (130, 7), (1030, 33)]  # the last one: more rows than a block, and a block that is not full
+TINY = {
+    case.title: replace(case, rows=min(case.rows, 64), dim=16, columns=256, only_ours=False)
+    for case in similarity.CASES
+    if case.title not in ("nt-xent 8,192 × 128", "nt-xent 8,192 × 512", "nt-xent 65,536 × 128")  # as the first
+}
+
+
+def _leaves(function, case: Case) -> list[torch.Tensor]:
+    """The loss and both gradients."""
+    z0, z1 = cases.inputs(case)
+    loss = function(z0, z1, case.temperature)
+    loss.backward()
+    return [loss, z0.grad, z1.grad]
 
 
 @pytest.mark.parametrize(("rows", "dim"), SHAPES)
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
-def test_blocked_equals_the_twin(rows: int, dim: int, temperature: float) -> None:
-    case = Case(rows, dim, temperature)
-    results = []
-    for function in (similarity.eager, similarity.blocked):
-        z0, z1 = similarity.inputs(case)
-        loss = function(z0, z1, temperature)
-        loss.backward()
-        results.append((loss, z0.grad, z1.grad))
-    for expected, got in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, rtol=2e-4, atol=2e-6)
+def test_blocked_equals_eager(rows: int, dim: int, temperature: float) -> None:
+    case = Case(similarity.NT_XENT, rows, dim, temperature=temperature)
+    expected = _leaves(similarity.eager_nt_xent, case)
+    for got, truth in zip(_leaves(similarity.blocked_nt_xent, case), expected, strict=True):
+        torch.testing.assert_close(got, truth, rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", TINY.values(), ids=TINY)
+def test_sides_agree_in_losses_and_gradients(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = cases.inputs(case)
+    monkeypatch.setattr(cases, "inputs", lambda case, seed: tensors)
+    names = ["ours", "reference", *(name for name in case.system.peers if name not in ("compiled", "bare"))]
+    seen = {}
+    for side in cases.sides(case, names):
+        for _ in range(2):  # the second call finds what the first has left: a queue, a bank
+            side.reset()
+            with side.settings():
+                loss = side.call()
+        seen[side.name] = [loss.float(), *(x.grad for x in tensors if x.requires_grad)]
+    assert {*seen} >= {"cpu", "reference", *names[2:]}
+    first, *others = seen.values()
+    assert len(first) == 1 + sum(x.requires_grad for x in tensors)
+    for other in others:
+        for got, truth in zip(other, first, strict=True):
+            torch.testing.assert_close(got, truth, rtol=1e-3, atol=1e-4 * float(truth.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backward", [True, False])
-def test_sides_agree(dtype: torch.dtype, backward: bool) -> None:
-    case = Case(64, 16, dtype=dtype, backward=backward)
-    names = ["ours", "eager", "blocked", "lightly"]
+@pytest.mark.parametrize("name", ["nt-xent", "clip", "siglip", "moco", "mean-shift", "supcon", "dcl"])
+def test_sides_agree_in_low_precision(name: str, dtype: torch.dtype, backward: bool) -> None:
+    case = next(replace(case, dtype=dtype, backward=backward) for case in TINY.values() if case.system.name == name)
     losses = {}
-    for side in similarity.sides(case, names):
+    for side in cases.sides(case, ["ours", next(iter(case.system.peers))]):
         with side.settings():
             losses[side.name] = float(side.call().float())
-    expected = losses["eager"]
-    assert losses == pytest.approx(dict.fromkeys(losses, expected), rel=2e-2 if dtype != torch.float32 else 1e-4)
+    expected, got = losses.values()
+    assert got == pytest.approx(expected, rel=2e-2)
 
 
-def test_eager_is_measured_first_since_the_others_are_held_against_it() -> None:
-    assert similarity.sides(Case(8, 4), ["blocked", "ours", "eager"])[0].name == "eager"
+@pytest.mark.parametrize("name", ["moco", "supcon"])
+def test_twins_run_no_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(*_: object) -> None:
+        raise AssertionError("a kernel ran")
 
-
-@pytest.mark.parametrize("name", ["ours", "eager", "blocked"])
-def test_a_call_leaves_gradients_that_reset_takes_away(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    leaves = similarity.inputs(Case(8, 4))
-    monkeypatch.setattr(similarity, "inputs", lambda case, seed: leaves)
-    side = similarity.sides(Case(8, 4), [name])[0]
+    for operator in ("contrast", "contrast_backward", "bank_contrast"):
+        monkeypatch.setattr(kernels, operator, kernel)
+    case = next(case for case in TINY.values() if case.system.name == name)
+    (side,) = cases.sides(case, ["twin"])
     with side.settings():
-        side.call()
-    assert all(leaf.grad is not None for leaf in leaves)
-    side.reset()
-    assert all(leaf.grad is None for leaf in leaves)
+        assert torch.isfinite(side.call())
+    with pytest.raises(AssertionError, match="a kernel ran"):
+        (side,) = cases.sides(case, ["cpu"])
+        with side.settings():
+            side.call()
 
 
-def test_an_instruction_set_is_forced_and_put_back() -> None:
-    from pyssl_fast import _cpu as cpu
-
-    before = cpu.isa()
-    (side,) = similarity.sides(Case(8, 4), ["cpu"], ["medium"], ["generic"])
-    assert (side.name, side.label) == ("cpu:medium:generic", "ours, cpu medium generic")
-    with side.settings():
-        assert cpu.isa() == "generic"
-        side.call()
-    assert cpu.isa() == before
-
-
-@pytest.mark.parametrize("name", ["nonsense", "auto", ""])
-def test_unknown_sides_are_named(name: str) -> None:
-    with pytest.raises(ValueError, match="unknown side"):
-        similarity.sides(Case(8, 4), [name])
-
-
-def test_a_backend_that_cannot_run_says_why() -> None:
-    with pytest.raises(ValueError, match="'cuda' cannot run here"):
-        similarity.sides(Case(8, 4), ["cuda"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"), [((7, 4), "rows"), ((2, 4), "rows"), ((8, 0), "dim"), ((8, 4, 0.0), "temperature")]
-)
-def test_bad_cases_are_errors(arguments: tuple, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        Case(*arguments)
-
-
-def test_dense_sides_predict_their_memory() -> None:
-    names = ["eager", "compiled", "lightly", "bare", "blocked", "reference"]
-    predicted = {side.name: side.predicted_gb for side in similarity.sides(Case(4096, 2), names)}
-    s_gb = 4096**2 * 4 / 1e9
-    assert predicted.pop("blocked") == 0
-    assert all(gb >= s_gb for gb in predicted.values())
+def test_moco_updates_its_queue_and_copies_none() -> None:
+    case = next(case for case in TINY.values() if case.system is similarity.MOCO)
+    query, key, bank = cases.inputs(case)
+    before = bank.clone()
+    key.mul_(3).neg_()  # other keys than those that the queue starts with
+    case.system.ours(case, query, key, bank)()
+    torch.testing.assert_close(bank[:64], torch.nn.functional.normalize(key, dim=1))
+    torch.testing.assert_close(bank[64:], before[64:])
 
 
 def test_the_largest_case_is_ours_alone() -> None:
-    case = similarity.CASES[-1]
-    assert (case.rows, case.only_ours) == (65536, True)
-    small = similarity.small(case)
-    assert all(side.ours for side in similarity.sides(small))
+    (case,) = (case for case in similarity.CASES if case.only_ours)
+    assert case.rows == 65536
+    assert all(side.ours for side in cases.sides(case.small()))
 
 
-def test_work_counts_the_fewest_operations() -> None:
-    gemm = 2 * 8192**2 * 128
-    assert similarity.work(Case(8192, 128)).flops == 2 * gemm
-    assert similarity.work(Case(8192, 128, backward=False)).flops == gemm / 2
-    assert similarity.work(Case(8192, 128, dtype=torch.bfloat16)).bytes == 3 * 8192 * 128 * 2
+@pytest.mark.parametrize("case", similarity.CASES, ids=lambda case: case.title)
+def test_readme_lists_every_case_and_its_targets(case: Case) -> None:
+    goals = ", ".join(f"{name} {least:.3g}×" for name, least in case.targets.items()) or "–"
+    memory = "" if case.target_mb is None else f"; {case.target_mb:g} MB"
+    peers = "ours alone" if case.only_ours else ", ".join(case.system.peers)
+    size = case.title.removeprefix(f"{case.system.name} ")
+    assert f"| `{case.system.name}` | {size} | {peers} | {goals}{memory} |" in README.read_text()
 
 
-def test_a_peer_that_cannot_take_part_says_why() -> None:
-    assert "0.025" in similarity.missing(Case(8, 4, 0.01), similarity.PEERS)["blocked"]
-
-
-def test_families_are_found_and_unknown_ones_named() -> None:
-    assert "similarity" in benchmark.families()
-    assert benchmark.family("similarity") is similarity
-    for name in ("nonsense", "measure", "../similarity"):
-        with pytest.raises(ValueError, match="unknown family"):
-            benchmark.family(name)
+@pytest.mark.parametrize("case", similarity.CASES, ids=lambda case: case.title)
+def test_targets_are_of_sides_that_there_are(case: Case) -> None:
+    assert case.targets.keys() <= case.system.peers.keys()

@@ -1,15 +1,26 @@
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from pyssl_fast.benchmark import report
+from pyssl_fast.benchmark import measure, report
 from pyssl_fast.cli.bench import bench
 
-FAST = ["similarity", "--rows", "64", "--dim", "8", "--rounds", "2", "--device", "cpu"]
+FAST = ["similarity", "--case", "nt-xent", "--rows", "64", "--dim", "8", "--rounds", "2", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def small_probes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The machine's rates are of no interest here, and take most of the time; so do collections of garbage."""
+    gc.freeze()
+    monkeypatch.setitem(measure.PROBE_NUMBERS, "cpu", 1 << 14)
+    yield
+    gc.unfreeze()
 
 
 def _bench(*arguments: str) -> Result:
@@ -21,12 +32,41 @@ def test_bench_prints_a_table_and_writes_json_and_png(tmp_path: Path) -> None:
     files = ["--json", str(json_path), "--png", str(png_path)]
     result = _bench(*FAST, "--rows", "128,256", "--sides", "ours,eager,blocked,bare", *files)
     assert result.exit_code == 0, result.output
-    for word in ("64 × 8", "256 × 8", "eager twin", "blocked torch.mm", "three bare products", "floor:", "ours"):
+    for word in ("64 × 8", "256 × 8", "eager PyTorch", "blocked torch.mm", "bare products", "floor:", "ours"):
         assert word in result.output
     document = json.loads(json_path.read_text())
     report.check_document(document)
     assert [case["rows"] for case in document["cases"]] == [64, 128, 256]
     assert png_path.stat().st_size > 0
+
+
+def test_bench_measures_several_systems_and_summarises_them(tmp_path: Path) -> None:
+    json_path, summary = tmp_path / "o.json", tmp_path / "o.md"
+    names = ["moco", "koleo", "clip"]
+    sizes = ["--rows", "64", "--dim", "8", "--columns", "256", "--rounds", "1", "--device", "cpu"]
+    sides = ["--sides", "ours,eager,twin,lightly,open_clip,pml", "--precision", "highest"]
+    files = ["--json", str(json_path), "--markdown", str(summary)]
+    result = _bench("similarity", "--case", "moco,koleo", "--case", "clip", *sizes, *sides, *files)
+    assert result.exit_code == 0, result.output
+    document = json.loads(json_path.read_text())
+    report.check_document(document)
+    assert list(dict.fromkeys(case["system"] for case in document["cases"])) == names
+    assert not any(case["left_out"] for case in document["cases"])
+    for case in document["cases"]:
+        (ours,) = (row for row in document["results"] if row["case"] == case["case"] and row["ours"])
+        assert ours["speedup_over"]
+        assert case["case"] in summary.read_text()
+
+
+def test_bench_shows_targets_where_they_were_stated() -> None:
+    fixed = ["similarity", "--case", "koleo", "--sides", "ours,lightly", "--device", "cpu", "--skip-above-gb", "1e-6"]
+    small = ["--precision", "highest", "--rounds", "1"]
+    result = _bench(*fixed, *small, "--rows", "64")
+    assert "target of ours" not in result.output
+    result = _bench("similarity", "--case", "mean-shift", *small)
+    assert result.exit_code == 0, result.output
+    assert "target of ours" in result.output
+    assert "≥ 1.80×" in result.output
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -68,7 +108,10 @@ def test_bench_fails_when_ours_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 BAD = {
     "unknown family": (["nonsense"], "unknown family 'nonsense'"),
-    "odd rows": (["--rows", "7"], "rows must be an even number"),
+    "unknown case": (["--case", "nonsense"], "unknown case 'nonsense'; there are: nt-xent, clip"),
+    "odd rows": (["--rows", "7"], "rows of nt-xent must be 2 views of 2 samples or more"),
+    "no bank": (["--columns", "64"], "columns are a bank's"),
+    "no columns": (["--columns", "0"], "--columns must be greater than 0"),
     "no number": (["--rows", "12,many"], "--rows must be numbers"),
     "empty": (["--dim", ""], "--dim must be numbers"),
     "negative dim": (["--dim", "-4"], "dim must be 1 or more"),

@@ -65,6 +65,23 @@ def test_unlabelled_images(tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
 
 
+@pytest.mark.parametrize("method", ["supcon", "triplet"])
+def test_supervised_methods_say_so_and_need_labels(data, tmp_path, method):
+    outcome = invoke(method, "--data", data, "--epochs", 1, "--out", tmp_path / "run")
+    assert outcome.exit_code == 0, outcome.output
+    assert "supervised" in outcome.output
+    write_images(tmp_path / "images", 6)
+    outcome = invoke(method, "--data", f"folder:{tmp_path / 'images'}", "--out", tmp_path / "other")
+    assert refused(outcome, "learns from the labels of the training images, and folder has none")
+    assert not (tmp_path / "other").exists()
+
+
+def test_flags_are_switched_on_and_off(data, tmp_path):
+    arguments = ("moco", "--data", data, "--epochs", 1, "--batch-size", 8, "--overwrite", "--out", tmp_path)
+    assert "symmetric True" in invoke(*arguments, "--symmetric").output
+    assert "symmetric False" in invoke(*arguments, "--no-symmetric").output
+
+
 def test_collapse_is_said_aloud(data, tmp_path, monkeypatch):
     from pyssl_fast.recipes.simclr import SimCLR
 
@@ -76,8 +93,8 @@ def test_collapse_is_said_aloud(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "name a method: simclr"),
-        (("simclear",), "unknown method 'simclear'; known: simclr"),
+        ((), "name a method: simclr, moco"),
+        (("simclear",), "unknown method 'simclear'; known: simclr, moco"),
         (("simclr", "--data", "folder:/nowhere"), "there is no folder /nowhere"),
         (("simclr", "--data", "cifar100"), "unknown data 'cifar100'"),
         (("simclr", "--batch-size", "1"), "--batch-size must be at least 2"),

@@ -16,31 +16,50 @@ from pyssl_fast.data.loader import Schedule, ViewDataset, view_loader
 IMAGES = ArrayImages(np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8), None)
 
 
-def batches(workers, seed=3, start=0):
+def batches(workers, seed=3, start=0, images=IMAGES, labelled=False):
     augmentation = two_view_augmentation("digits", 16)
-    dataset = ViewDataset(IMAGES, [augmentation, augmentation], seed)
+    dataset = ViewDataset(images, [augmentation, augmentation], seed, labelled=labelled)
     return list(view_loader(dataset, Schedule(len(IMAGES), 3, epochs=2, seed=seed, start=start), workers))
 
 
 def equal(one, other):
     return len(one) == len(other) and all(
-        torch.equal(a, b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True)
+        torch.equal(a, b)
+        for left, right in zip(one, other, strict=True)
+        for a, b in zip(left.views, right.views, strict=True)
     )
 
 
 def test_views_do_not_depend_on_workers_or_on_where_one_starts():
     alone = batches(0)
     assert len(alone) == 6
-    assert [view.shape for view in alone[0]] == [(3, 1, 16, 16)] * 2
-    assert alone[0][0].dtype == torch.uint8
+    assert [view.shape for view in alone[0].views] == [(3, 1, 16, 16)] * 2
+    assert alone[0].views[0].dtype == torch.uint8
     assert equal(alone, batches(2))
     assert equal(alone[4:], batches(0, start=4))
 
 
 def test_views_differ_from_each_other_and_between_seeds():
     alone = batches(0)
-    assert not torch.equal(*alone[0])
+    assert not torch.equal(*alone[0].views)
     assert not equal(alone, batches(0, seed=4))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_come_with_their_images_when_asked_for_and_change_no_view(workers):
+    images = ArrayImages(IMAGES.array, np.arange(10) ** 2)
+    labelled, plain = batches(workers, images=images, labelled=True), batches(workers, images=images)
+    assert equal(labelled, plain)
+    assert all(batch.labels is None for batch in plain)
+    keys = list(Schedule(10, 3, epochs=2, seed=3))
+    for batch, expected in zip(labelled, keys, strict=True):
+        assert batch.labels.dtype == torch.int64
+        assert batch.labels.tolist() == [index**2 for _, index in expected]
+
+
+def test_labels_that_are_not_there_cannot_be_asked_for():
+    with pytest.raises(ValueError, match="the images have no labels"):
+        batches(0, labelled=True)
 
 
 def test_drawing_views_leaves_the_global_random_numbers_alone():

@@ -49,10 +49,17 @@ def test_encoders_that_do_not_fit(name, size, message):
         build_encoder(name, 3, size)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
-def test_without_timm_it_is_named():
+def test_without_timm_it_is_named(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "timm" else find(name, *rest))
     with pytest.raises(ValueError, match="pip install timm"):
         build_encoder("convnextv2_atto", 3, 64)
+
+
+def test_timms_encoders_are_found():
+    pytest.importorskip("timm")
+    encoder, features = build_encoder("convnextv2_atto", 3, 64)
+    assert encoder(torch.randn(2, 3, 64, 64)).shape == (2, features)
 
 
 def test_the_trial_leaves_nothing_behind():

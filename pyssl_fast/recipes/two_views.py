@@ -1,0 +1,78 @@
+"""What most methods share: two views of every image, a projection head on the encoder, a queue of earlier keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pyssl_fast.data import ImageData
+from pyssl_fast.data.augmentation import Augmentation, two_view_augmentation
+from pyssl_fast.modules import KeyQueue, ProjectionHead
+from pyssl_fast.recipes.recipe import Budget, Recipe, option
+
+LONGEST_QUEUE = 4096  # keys, unless more are asked for
+
+
+class TwoViews(Recipe):
+    """Two views by the same augmentation, embedded in one batch."""
+
+    family = "similarity"
+    budgets: ClassVar[dict[str, Budget]] = {
+        "mnist5k": Budget(epochs=20),
+        "fashion-mnist": Budget(epochs=15),
+        "": Budget(epochs=100),
+    }
+
+    @dataclass(frozen=True)
+    class Options:
+        embedding_dim: int = option(128, "Length of the embeddings that are compared.")
+
+    def __init__(self, encoder: nn.Module, features: int, options: Options) -> None:
+        super().__init__(encoder, features, options)
+        if options.embedding_dim < 1:
+            raise ValueError(f"--embedding-dim must be at least 1, got {options.embedding_dim}")
+        self.projector = ProjectionHead(features, out_dim=options.embedding_dim)
+
+    @staticmethod
+    def augmentations(data: ImageData) -> Sequence[Augmentation]:
+        return [two_view_augmentation(data.kind, data.size)] * 2
+
+    def forward(self, images: Tensor) -> Tensor:
+        embeddings: Tensor = self.projector(self.encoder(images))
+        return embeddings
+
+    def embed(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return self(torch.cat(list(views))).chunk(2)
+
+
+class QueuedViews(TwoViews):
+    """Two views, and the keys of earlier batches. The queue is a part of the checkpoint."""
+
+    @dataclass(frozen=True)
+    class Options(TwoViews.Options):
+        queue_size: int = option(
+            0,
+            "Keys of earlier batches that are kept; 0 is half the training images, at most 4,096. In a queue longer"
+            " than the training set, images meet their own keys of earlier epochs.",
+        )
+
+    queue: KeyQueue | None
+
+    def __init__(self, encoder: nn.Module, features: int, options: Options) -> None:
+        super().__init__(encoder, features, options)
+        if options.queue_size < 0:
+            raise ValueError(f"--queue-size must not be negative, got {options.queue_size}")
+        self.queue = KeyQueue(options.queue_size, options.embedding_dim) if options.queue_size else None
+
+    def enqueue(self, keys: Tensor) -> None:
+        """keys: [N, D]; the last ones, where the queue is shorter."""
+        assert self.queue is not None
+        self.queue.update(keys[-self.queue.size :])
+
+    @classmethod
+    def complete(cls, options: Mapping[str, Any], images: int) -> dict[str, Any]:
+        return {**options, "queue_size": options["queue_size"] or min(LONGEST_QUEUE, images // 2)}
