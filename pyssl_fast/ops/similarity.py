@@ -27,20 +27,69 @@ def _row(x: Tensor, *shape: int) -> Tensor:
 # ---- contrast: log-sum-exps of rows and columns --------------------------------------------------------------------
 
 
-def _check_operands(q: Tensor, k: Tensor | None, views: int) -> None:
-    if q.dim() != 2 or q.shape[0] == 0:
-        raise ValueError(f"q must be [M, D] with M ≥ 1; got {list(q.shape)}")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+# What a pointer would not survive is checked here, for those who call operators directly; functional/ says it better.
+def _check_operands(q: Tensor, k: Tensor | None, views: int = 0) -> None:
+    if q.dim() != 2 or q.shape[0] == 0 or q.shape[1] == 0:
+        raise ValueError(f"q must be [M, D] with M, D ≥ 1; got {list(q.shape)}")
     if k is not None and (k.dim() != 2 or k.shape[0] == 0 or k.shape[1] != q.shape[1]):
         raise ValueError(f"k must be [N, {q.shape[1]}] with N ≥ 1; got {list(k.shape)}")
+    for x in (q,) if k is None else (q, k):
+        if x.dtype not in _DTYPES:
+            raise TypeError(f"q and k must be float32, float16, bfloat16 or float64; got {x.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"q and k must be on one device; got {q.device} and {x.device}")
     fits = q.shape[0] % max(views, 1) == 0 if k is None else views in (0, 2)
     if views == 1 or views < 0 or not fits or (k is not None and views and k.shape[0] < q.shape[0]):
         raise ValueError(f"{list(q.shape)} rows do not stand in {views} views")
 
 
-def _check_ids(rows: int, columns: int | None, row_ids: Tensor | None, column_ids: Tensor | None) -> None:
-    for ids, length in ((row_ids, rows), (column_ids, columns)):
-        if ids is not None and (ids.dtype != torch.int64 or ids.shape != (length,)):
-            raise ValueError(f"ids must be int64 [{length}]; got {ids.dtype} {list(ids.shape)}")
+def _check_alike(q: Tensor, k: Tensor | None) -> None:
+    if k is not None and k.dtype != q.dtype:
+        raise TypeError(f"q and k must have one dtype; got {q.dtype} and {k.dtype}")
+
+
+def _check_ids(q: Tensor, k: Tensor | None, row_ids: Tensor | None, column_ids: Tensor | None) -> None:
+    if (k is not None and (row_ids is None) != (column_ids is None)) or (k is None and column_ids is not None):
+        raise ValueError("row_ids and column_ids come together where there is a k; without one there are row_ids alone")
+    for ids, like in ((row_ids, q), (column_ids, k)):
+        if ids is None or like is None:
+            continue
+        if ids.dtype != torch.int64 or ids.shape != like.shape[:1] or ids.device != like.device:
+            wanted = f"int64 [{like.shape[0]}] on {like.device}"
+            raise ValueError(f"ids must be {wanted}; got {ids.dtype} {list(ids.shape)} on {ids.device}")
+
+
+def _check_lines(like: Tensor, *lines: tuple[str, Tensor | None, int]) -> None:
+    """(name, x, length): x must be floating-point [length] on the device of `like`."""
+    for name, x, length in lines:
+        if x is not None and (not x.is_floating_point() or x.shape != (length,) or x.device != like.device):
+            wanted = f"floating-point [{length}] on {like.device}"
+            raise ValueError(f"{name} must be {wanted}; got {x.dtype} {list(x.shape)} on {x.device}")
+
+
+def _check_terms(k: Tensor | None, terms: Sequence[int], powers: Sequence[float]) -> None:
+    if not 1 <= len(terms) <= 4 or len(terms) != len(powers):
+        raise ValueError(f"there must be 1 to 4 terms, and as many powers; got {len(terms)} and {len(powers)}")
+    if any(term not in (0, 1, 2, 3) for term in terms) or not all(power > 0 for power in powers):
+        raise ValueError(f"terms must be 0 to 3 and powers above 0; got {list(terms)} and {list(powers)}")
+    if k is None and any(term & COLUMNS for term in terms):
+        raise ValueError("terms of columns need a k")
+
+
+def _check_limits(q: Tensor, k: Tensor | None, row_limit: Tensor | None, column_limit: Tensor | None) -> None:
+    if k is None and (row_limit is not None or column_limit is not None):
+        raise ValueError("limits need a k")
+    columns = 0 if k is None else k.shape[0]
+    _check_lines(q, ("row_limit", row_limit, q.shape[0]), ("column_limit", column_limit, columns))
+
+
+def _length(q: Tensor, k: Tensor | None, terms: Sequence[int]) -> int:
+    """Of all terms' log-sum-exps, one after the other."""
+    columns = q.shape[0] if k is None else k.shape[0]
+    return sum(columns if term & COLUMNS else q.shape[0] for term in terms)
 
 
 def _contrast(
@@ -59,9 +108,10 @@ def _contrast(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_operands(q, k, views)
-    _check_ids(q.shape[0], None if k is None else k.shape[0], row_ids, column_ids)
-    if k is None and any(term & COLUMNS for term in terms):
-        raise ValueError("terms of columns need a k")
+    _check_alike(q, k)
+    _check_ids(q, k, row_ids, column_ids)
+    _check_limits(q, k, row_limit, column_limit)
+    _check_terms(k, terms, powers)
     result: tuple[Tensor, Tensor, Tensor] = kernels(backend, "similarity").contrast(
         q, k, scale, row_ids, column_ids, row_limit, column_limit, terms, powers, views, normalize, statistics
     )
@@ -84,9 +134,8 @@ def _contrast_fake(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = q.shape[0], q.shape[0] if k is None else k.shape[0]
-    length = sum(columns if term & COLUMNS else rows for term in terms)
     watched = rows + (columns if any(term & COLUMNS for term in terms) else 0) if statistics else 0
-    return _row(q, length), _row(q, max(views - 1, 0), rows), _row(q, 3, watched)
+    return _row(q, _length(q, k, terms)), _row(q, max(views - 1, 0), rows), _row(q, 3, watched)
 
 
 def _contrast_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -137,6 +186,11 @@ def _contrast_backward(
     needs_k: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_operands(q, k, views)
+    _check_terms(k, terms, powers)
+    _check_lines(q, ("grad_lse", grad_lse, lse.numel()), ("lse", lse, _length(q, k, terms)))
+    if grad_positive.shape != (max(views - 1, 0), q.shape[0]):
+        raise ValueError(f"grad_positive must be [views − 1, {q.shape[0]}]; got {list(grad_positive.shape)}")
     # With a gradient for the scale alone, one side's product is formed: ⟨q, ∂q⟩ sums to scale·∂scale.
     result: tuple[Tensor, Tensor, Tensor] = kernels(backend, "similarity").contrast_backward(
         grad_lse,
@@ -221,8 +275,10 @@ def _bank_contrast(
     statistics: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_operands(q, k, 0)
-    _check_ids(q.shape[0], k.shape[0], row_ids, column_ids)
+    _check_operands(q, k)
+    _check_ids(q, k, row_ids, column_ids)
+    _check_limits(q, k, row_limit, None)
+    _check_terms(k, terms, powers)
     if any(term & COLUMNS for term in terms):
         raise ValueError("bank_contrast has terms of rows alone")
     result: tuple[Tensor, Tensor, Tensor] = kernels(backend, "similarity").bank_contrast(
@@ -269,7 +325,7 @@ def _bank_contrast_autograd(ctx: Any, grad_lse: Tensor | None, *_: None) -> tupl
 def _bank_contrast_backward(
     grad_lse: Tensor, q: Tensor, scale: Tensor, mean_key: Tensor, powers: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    weight = grad_lse * grad_lse.new_tensor(powers)[:, None]
+    weight = torch.stack([grad * power for grad, power in zip(grad_lse, powers, strict=True)])  # no copy to the device
     grad = torch.einsum("tm,tmd->md", weight.to(mean_key.dtype), mean_key)  # without scale
     return (grad * scale).to(q.dtype), (q.double() * grad.double()).sum().to(scale.dtype)
 
@@ -315,8 +371,10 @@ def _sigmoid_total(
     needs_any: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check_operands(q, k, 0)
-    _check_ids(q.shape[0], k.shape[0], row_ids, column_ids)
+    _check_operands(q, k)
+    _check_alike(q, k)
+    _check_ids(q, k, row_ids, column_ids)
+    _check_lines(q, ("row_weight", row_weight, q.shape[0]), ("positive_weight", positive_weight, q.shape[0]))
     loss, *grads = kernels(backend, "similarity").sigmoid_contrast(
         q, k, scale, bias, row_ids, column_ids, row_weight, positive_weight, needs_any, needs_q, needs_k
     )
@@ -398,8 +456,10 @@ def _sigmoid_rows(
     positive_weight: Tensor,
     backend: str,
 ) -> Tensor:
-    _check_operands(q, k, 0)
-    _check_ids(q.shape[0], k.shape[0], row_ids, column_ids)
+    _check_operands(q, k)
+    _check_alike(q, k)
+    _check_ids(q, k, row_ids, column_ids)
+    _check_lines(q, ("positive_weight", positive_weight, q.shape[0]))
     loss: Tensor = kernels(backend, "similarity").sigmoid_contrast(
         q, k, scale, bias, row_ids, column_ids, positive_weight, positive_weight, False, False, False
     )[0]
@@ -484,8 +544,10 @@ define(  # sigmoid_total without a gradient of its own
 def _neighbours(
     q: Tensor, k: Tensor | None, count: int, row_ids: Tensor | None, column_ids: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
-    _check_operands(q, k, 0)
-    _check_ids(q.shape[0], None if k is None else k.shape[0], row_ids, column_ids)
+    _check_operands(q, k)
+    _check_ids(q, k, row_ids, column_ids)
+    if count < 1:
+        raise ValueError(f"count must be at least 1; got {count}")
     result: tuple[Tensor, Tensor] = kernels(backend, "similarity").neighbours(q, k, count, row_ids, column_ids)
     return result
 
@@ -498,8 +560,9 @@ def _neighbours_fake(
 
 
 def _hardest(q: Tensor, ids: Tensor, offset: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    _check_operands(q, None, 0)
-    _check_ids(q.shape[0], None, ids, None)
+    _check_operands(q, None)
+    _check_ids(q, None, ids, None)
+    _check_lines(q, ("offset", offset, q.shape[0]))
     result: tuple[Tensor, Tensor] = kernels(backend, "similarity").hardest(q, ids, offset)
     return result
 
@@ -530,8 +593,8 @@ define(
 def _triplets(
     q: Tensor, ids: Tensor, margin: float, euclidean: bool, semi_hard: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    _check_operands(q, None, 0)
-    _check_ids(q.shape[0], None, ids, None)
+    _check_operands(q, None)
+    _check_ids(q, None, ids, None)
     result: tuple[Tensor, Tensor] = kernels(backend, "similarity").triplets(q, ids, margin, euclidean, semi_hard)
     return result
 

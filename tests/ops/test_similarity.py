@@ -11,9 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-import pyssl_fast
-from pyssl_fast.functional import nt_xent
-from pyssl_fast.losses import NTXentLoss
 from pyssl_fast.ops.similarity import COLUMNS, NEGATIVES, ROWS, SAME
 from tests.functional.similarity.cases import embeddings
 
@@ -265,103 +262,59 @@ def test_gradients_of_any_size_and_stride(call: Call) -> None:
 
 # ---- what is refused when an operator is called by itself ------------------------------------------------------------
 
-Z, SCALE = torch.zeros(6, 3), torch.tensor(1.0)
-
-
-def contrast(q: Tensor, k: Tensor | None, terms: list[int], views: int, row_ids: Tensor | None = None) -> Any:
-    return OPS.contrast(q, k, SCALE, row_ids, None, None, None, terms, [1.0] * len(terms), views, True, False, "cpu")
+Q, K, ONE = torch.ones(5, 3), torch.ones(7, 3), torch.tensor(1.0)
+IDS, COLUMN_IDS = torch.arange(5), torch.arange(7)
+NONE = (None, None, None, None)
+TERMS = ([0], [1.0], 0, False, False, "cpu")
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("name", "arguments", "message"),
     [
-        (lambda: contrast(Z, None, [ROWS], 1), r"\[6, 3\] rows do not stand in 1 views"),
-        (lambda: contrast(Z, None, [ROWS], 4), r"\[6, 3\] rows do not stand in 4 views"),
-        (lambda: contrast(Z, Z, [ROWS], 3), r"\[6, 3\] rows do not stand in 3 views"),
-        (lambda: contrast(Z, Z[:4], [ROWS], 2), r"\[6, 3\] rows do not stand in 2 views"),
-        (lambda: contrast(Z[:0], None, [ROWS], 2), r"q must be \[M, D\] with M ≥ 1; got \[0, 3\]"),
-        (lambda: contrast(Z, Z[:, :2], [ROWS], 0), r"k must be \[N, 3\] with N ≥ 1; got \[6, 2\]"),
-        (lambda: contrast(Z, None, [COLUMNS], 0), "terms of columns need a k"),
-        (lambda: contrast(Z, None, [ROWS], 0, torch.arange(5)), r"ids must be int64 \[6\]; got torch.int64 \[5\]"),
-        (lambda: contrast(Z, None, [ROWS], 0, torch.ones(6)), r"ids must be int64 \[6\]; got torch.float32 \[6\]"),
+        ("contrast", (Q[:0], K, ONE, *NONE, *TERMS), r"q must be \[M, D\]"),
+        ("contrast", (Q[:, :0], K[:, :0], ONE, *NONE, *TERMS), r"q must be \[M, D\]"),
+        ("contrast", (Q, K[:, :2], ONE, *NONE, *TERMS), r"k must be \[N, 3\]"),
+        ("contrast", (Q, K.double(), ONE, *NONE, *TERMS), "one dtype"),
+        ("contrast", (Q.long(), K, ONE, *NONE, *TERMS), "must be float32"),
+        ("contrast", (Q, K, ONE, IDS, None, None, None, *TERMS), "come together"),
+        ("contrast", (Q, None, ONE, None, IDS, None, None, *TERMS), "come together"),
+        ("contrast", (Q, K, ONE, IDS, COLUMN_IDS[:5], None, None, *TERMS), r"ids must be int64 \[7\]"),
+        ("contrast", (Q, K, ONE, IDS.int(), COLUMN_IDS, None, None, *TERMS), r"ids must be int64 \[5\]"),
+        ("contrast", (Q, K, ONE, None, None, torch.ones(4), None, *TERMS), r"row_limit must be floating-point \[5\]"),
         (
-            lambda: OPS.bank_contrast(Z, Z, SCALE, None, None, None, [COLUMNS], [1.0], False, "cpu"),
-            "bank_contrast has terms of rows alone",
+            "contrast",
+            (Q, K, ONE, None, None, None, torch.ones(5), *TERMS),
+            r"column_limit must be floating-point \[7\]",
         ),
-        (lambda: OPS.hardest(Z, torch.arange(5), torch.zeros(6), "cpu"), r"ids must be int64 \[6\]"),
-        (lambda: OPS.triplets(Z, torch.arange(5), 0.1, True, False, "cpu"), r"ids must be int64 \[6\]"),
-        (lambda: OPS.neighbours(Z, Z[:, :2], 1, None, None, "cpu"), r"k must be \[N, 3\]"),
+        ("contrast", (Q, None, ONE, None, None, torch.ones(5), None, *TERMS), "limits need a k"),
+        ("contrast", (Q, K, ONE, *NONE, [], [], 0, False, False, "cpu"), "1 to 4 terms"),
+        ("contrast", (Q, K, ONE, *NONE, [0] * 5, [1.0] * 5, 0, False, False, "cpu"), "1 to 4 terms"),
+        ("contrast", (Q, K, ONE, *NONE, [7], [1.0], 0, False, False, "cpu"), "terms must be 0 to 3"),
+        ("contrast", (Q, K, ONE, *NONE, [0], [-1.0], 0, False, False, "cpu"), "powers above 0"),
+        ("contrast", (Q, K, ONE, *NONE, [0], [torch.nan], 0, False, False, "cpu"), "powers above 0"),
+        ("contrast", (Q, None, ONE, *NONE, [1], [1.0], 0, False, False, "cpu"), "columns need a k"),
+        ("contrast", (Q, K, ONE, *NONE, [0], [1.0], 3, False, False, "cpu"), "in 3 views"),
+        ("bank_contrast", (Q, K, ONE, None, None, None, [1], [1.0], False, "cpu"), "rows alone"),
+        ("bank_contrast", (Q, K, ONE, IDS, None, None, [0], [1.0], False, "cpu"), "come together"),
+        ("neighbours", (Q, K, 0, None, None, "cpu"), "count must be at least 1"),
+        ("neighbours", (Q, K, -1, None, None, "cpu"), "count must be at least 1"),
+        ("hardest", (Q, IDS, torch.zeros(1), "cpu"), r"offset must be floating-point \[5\]"),
+        ("triplets", (Q, IDS[:3], 0.1, True, False, "cpu"), r"ids must be int64 \[5\]"),
+        ("sigmoid_rows", (Q, K, ONE, ONE, None, None, torch.ones(1), "cpu"), r"positive_weight must be"),
+        ("sigmoid_rows", (Q, K, ONE, ONE, IDS, None, torch.ones(5), "cpu"), "come together"),
+        (
+            "sigmoid_total",
+            (Q, K, ONE, ONE, None, None, torch.ones(1), torch.ones(5), True, True, True, "cpu"),
+            "row_weight must be",
+        ),
+        (
+            "contrast_backward",
+            (torch.ones(5), torch.ones(0, 5), Q, K, ONE, *NONE, torch.ones(4), [0], [1.0], 0, False, True, True, "cpu"),
+            "grad_lse must be",
+        ),
     ],
+    ids=str,
 )
-def test_called_directly_refuses(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-# ---- a loss on top of them -------------------------------------------------------------------------------------------
-
-
-def views(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    z0, z1 = embeddings(40, 2, 24, dtype).split(40)
-    return z0.clone().requires_grad_(), z1.clone().requires_grad_()
-
-
-@pytest.mark.parametrize("dynamic", [None, True])
-def test_compiles_with_numbers_for_temperature(dynamic: bool | None) -> None:
-    z0, z1 = views()
-    compiled = torch.compile(nt_xent, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for temperature in (0.2, 0.3, 0.5, 1):
-        assert torch.equal(compiled(z0, z1, temperature), nt_xent(z0, z1, temperature))
-    module = torch.compile(NTXentLoss(0.4), fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    assert torch.equal(module(z0, z1), nt_xent(z0, z1, 0.4))
-
-
-def test_traces_with_fake_tensors() -> None:
-    z0, z1 = (x.detach() for x in views())
-    trace = torch.fx.experimental.proxy_tensor.make_fx(lambda a, b, t: nt_xent(a, b, t), tracing_mode="fake")
-    graph = trace(z0, z1, torch.tensor(0.2))
-    assert torch.equal(graph(z0, z1, torch.tensor(0.3)), nt_xent(z0, z1, 0.3))
-
-
-def test_compiles_with_inductor() -> None:
-    z0, z1 = views()
-    ours = torch.compile(lambda a, b: 2 * nt_xent(a, b, 0.2), fullgraph=True)(z0, z1)
-    torch.testing.assert_close(ours, 2 * nt_xent(z0, z1, 0.2))
-
-
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_gradient_through_a_larger_graph_and_grad_scaler(backend: str, dtype: torch.dtype) -> None:
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    weight = torch.eye(24, requires_grad=True)
-    gradients = []
-    with pyssl_fast.use_backend(backend):
-        for scale in (lambda loss: loss, scaler.scale):
-            z0, z1 = ((x.detach() @ weight).to(dtype) for x in views())
-            loss = nt_xent(z0, z1, 0.3, reduction="none").mean()
-            gradients += torch.autograd.grad(scale(loss), weight)
-    assert gradients[1].abs().max() > 0
-    torch.testing.assert_close(
-        gradients[1] / 2**16, gradients[0], rtol=1e-2 if dtype == torch.float16 else 1e-5, atol=1e-7
-    )
-
-
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_a_loss_scale_does_not_overflow_beside_the_smallest_denominators(backend: str) -> None:
-    # At τ = 1/40 rows that stand opposite have denominators of e⁻⁸⁰.
-    z = torch.ones(4, 5)
-    z[0] *= -1
-    inputs = [x.clone().requires_grad_() for x in (z, z)]
-    with pyssl_fast.use_backend(backend):
-        for z1 in (inputs[1], -inputs[0].detach()):
-            (gradient,) = torch.autograd.grad(2.0**16 * nt_xent(inputs[0], z1, 0.025, reduction="sum"), inputs[0])
-            assert gradient.isfinite().all()
-
-
-def test_deterministic_mode_is_no_obstacle() -> None:
-    z0, z1 = views()
-    torch.use_deterministic_algorithms(True)
-    try:
-        nt_xent(z0, z1, ids=torch.arange(40) // 2, label_smoothing=0.1).backward()
-    finally:
-        torch.use_deterministic_algorithms(False)
+def test_called_directly_refuses_what_no_pointer_would_survive(name: str, arguments: tuple, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        getattr(OPS, name)(*arguments)

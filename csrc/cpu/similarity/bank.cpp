@@ -9,6 +9,7 @@
 // its gradient, formed in the same pass (online, as in FlashAttention); neighbours 1. Bytes: N·D.
 
 #include <cstring>
+#include <vector>
 
 #include "blocks.h"
 #include "operand.h"
@@ -157,7 +158,7 @@ static void online_softmax(float* w, const float* s, Block I, Block J, float c, 
   const bool all = !(keep.row_ids && keep.column_ids) && !keep.limit;
   const auto at = [&](int64_t j, int64_t i) {
     const vf x = load(s + j * kTileStride + i);
-    return all ? x * c : keep(x, I, J, i, j) ? x * c : set(-INFINITY);
+    return all ? scaled(x, c) : keep(x, I, J, i, j) ? scaled(x, c) : set(-INFINITY);
   };
   float* part = lines;
   for (int64_t i = 0; i < width; i += kLanes) {
@@ -198,7 +199,7 @@ void run(const BankContrast& args) {
   const int threads = static_cast<int>(std::min<int64_t>(a.threads, cut.items()));
   const int64_t stride = Products::stride(a.q.dim), edge = cut.edge, terms = a.term_count, dim = a.q.dim;
   const int64_t buffer = Operand<Products>::buffer(a.q);
-  const float unit = static_cast<float>(a.scale) == 0 ? 1e-30f : static_cast<float>(a.scale);
+  const float unit = static_cast<float>(a.scale);
   constexpr int64_t kLines = 1;
 
   Operand<Products> q(a.q, false, false);
@@ -212,13 +213,16 @@ void run(const BankContrast& args) {
     return Online{references.as<float>() + number, sums.as<double>() + number, keys.as<float>() + number * stride};
   };
 
+  std::vector<std::unique_ptr<Keys<Products>>> blocks;
+  for (int t = 0; t < threads; ++t) blocks.emplace_back(new Keys<Products>(a.k, true));
+
   parallel(threads, [&](Team team) {
     q.prepare(team, buffers.as<float>() + team.rank * buffer);
     team.barrier();
     const Tile<Products> tile(tiles, team.rank, edge, kLines);
     float* weights = terms > 1 ? second.as<float>() + team.rank * edge * kTileStride : tile.s;
     [[maybe_unused]] const typename Products::Thread thread;
-    Keys<Products> block(a.k, true);
+    Keys<Products>& block = *blocks[team.rank];
     for (int64_t item; (item = team.claim()) < cut.items();) {
       const Block I = cut.queries(item);
       for (int64_t n = 0; n < terms; ++n) {
@@ -253,8 +257,7 @@ void run(const BankContrast& args) {
         }
         for (int64_t n = 0; n < terms; ++n) {
           const bool same = a.terms[n].same;
-          const double slope = a.scale * a.terms[n].power * kLog2E;
-          const float c = static_cast<float>(slope) == 0 ? 1e-30f : static_cast<float>(slope);
+          const float c = slope(a.scale * a.terms[n].power * kLog2E);
           const KeepLanes keep{a.row_ids, a.column_ids, same, same ? nullptr : a.row_limit, unit};
           if (same && !(a.row_ids && a.column_ids)) continue;
           const Online online = state(item, n);
@@ -340,7 +343,7 @@ static void take_tile(float* s, Block I, Block J, const KeepLanes* keep, const B
           store(at, x);
         }
         most = max(most, x);
-        sum += x - x;  // NaN, if any is; and for an infinity, which does no harm
+        sum += x == x ? vf{} : x;  // a NaN, which the maximum may lose
       }
       const vi better = ~(most <= load(last + i)) | (sum != sum);
       std::memcpy(news, &better, sizeof better);
@@ -374,17 +377,20 @@ void run(const Neighbours& a) {
     return Best{similarities.as<float>() + at, indices.as<int64_t>() + at};
   };
 
+  Scratch lists(threads * edge * int64_t{sizeof(Best)});
+  std::vector<std::unique_ptr<Keys<Products>>> blocks;
+  for (int t = 0; t < threads; ++t) blocks.emplace_back(new Keys<Products>(k, false));
+
   parallel(threads, [&](Team team) {
     q.prepare(team, buffers.as<float>() + team.rank * buffer);
     team.barrier();
     const Tile<Products> tile(tiles, team.rank, edge, kLines);
     [[maybe_unused]] const typename Products::Thread thread;
-    Keys<Products> block(k, false);
-    Scratch lists(edge * int64_t{sizeof(Best)});
+    Keys<Products>& block = *blocks[team.rank];
     const KeepLanes keep{a.row_ids, column_ids, false, nullptr, 1};
     for (int64_t item; (item = team.claim()) < cut.items();) {
       const Block I = cut.queries(item);
-      Best* best = lists.as<Best>();
+      Best* best = lists.as<Best>() + team.rank * edge;
       for (int64_t r = 0; r < I.size; ++r) {
         best[r] = list(item, r);
         for (int64_t n = 0; n < count; ++n) best[r].similarity[n] = -INFINITY, best[r].index[n] = -1;

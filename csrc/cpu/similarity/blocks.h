@@ -35,8 +35,8 @@ class Blocks {
 struct Pair {
   int64_t i, j;            // blocks
   int64_t turn_i, turn_j;  // how many pairs of that block come before
-  bool empty;
-  bool diagonal;  // symmetric, i == j: the tile is whole, and its rows are its columns
+  bool empty;              // an odd tournament's missing player
+  bool diagonal;           // symmetric, i == j: the tile is whole, and its rows are its columns
 };
 
 // Rows against each other: S is symmetric, and every unordered pair of row blocks is visited once. First the diagonal,
@@ -67,42 +67,40 @@ class Tournament {
   const int64_t players_;
 };
 
-// Rows against columns: in round r, row block i meets column block i + r, around a circle as long as the longer side.
+// Rows against columns: the blocks of the longer side stand around a circle, and in round r the block a of the shorter
+// side meets block a + r.
 class Grid {
  public:
   Grid(const Matrix& q, const Matrix& k, int64_t largest_edge)
       : rows(q.rows, largest_edge),
         columns(k.rows, largest_edge),
-        circle_(rows.count > columns.count ? rows.count : columns.count) {}
+        tall_(rows.count > columns.count),
+        few_(tall_ ? columns.count : rows.count),
+        circle_(tall_ ? rows.count : columns.count) {}
 
   static constexpr bool kSymmetric = false;
-  int64_t pairs() const { return circle_ * circle_; }
+  int64_t pairs() const { return few_ * circle_; }
 
   Pair pair(int64_t number) const {
-    const int64_t round = number / circle_, i = number % circle_, j = (i + round) % circle_;
-    // i has met the columns [i, i + round), j the rows (j − round, j], both around the circle.
-    return {i,
-            j,
-            on_circle(i, round, columns.count),
-            on_circle(j - round + 1, round, rows.count),
-            i >= rows.count || j >= columns.count,
-            false};
+    const int64_t round = number / few_, a = number % few_, b = (a + round) % circle_;
+    // b has met those of (b − round, b], around the circle, that the shorter side has.
+    const int64_t met = met_before(b - round + 1, round);
+    return tall_ ? Pair{b, a, met, round, false, false} : Pair{a, b, round, met, false, false};
   }
 
   const Blocks rows, columns;
 
  private:
-  // How many of the `length` places from `begin` around the circle are below `end`.
-  int64_t on_circle(int64_t begin, int64_t length, int64_t end) const {
+  // How many of the `length` places from `begin` around the circle are below few_.
+  int64_t met_before(int64_t begin, int64_t length) const {
     if (begin < 0) begin += circle_;
-    const auto below = [&](int64_t from, int64_t to) {
-      return (to < end ? to : end) > from ? (to < end ? to : end) - from : 0;
-    };
+    const auto below = [&](int64_t from, int64_t to) { return std::max<int64_t>(0, std::min(to, few_) - from); };
     const int64_t last = begin + length;
     return last <= circle_ ? below(begin, last) : below(begin, circle_) + below(0, last - circle_);
   }
 
-  const int64_t circle_;
+  const bool tall_;
+  const int64_t few_, circle_;
 };
 
 // The turns of all row blocks and, unless they are the same, all column blocks.
@@ -165,7 +163,7 @@ static inline void for_each_tile(Team& team, const Order& order, const Products&
   }
 }
 
-// More threads than row blocks would wait for each other.
+// More threads than blocks of the longer side would only wait for each other's turns.
 template <class Order>
 static inline int team_size(int threads, const Order& order) {
   const int64_t most = order.rows.count > order.columns.count ? order.rows.count : order.columns.count;

@@ -15,7 +15,8 @@ namespace {
 
 // The terms, prepared for the tiles.
 struct Plan {
-  explicit Plan(const Pairs& a) : a(a), unit(slope(a.scale)), nothing(unit > 0 ? -INFINITY : INFINITY) {
+  explicit Plan(const Pairs& a)
+      : a(a), unit(static_cast<float>(a.scale)), nothing(slope(a.scale) > 0 ? -INFINITY : INFINITY) {
     plain = !a.row_limit && !a.column_limit;
     for (int n = 0; n < a.term_count; ++n) {
       const Term& term = a.terms[n];
@@ -30,9 +31,6 @@ struct Plan {
     samples = a.symmetric() ? a.q.rows / views : a.views ? a.q.rows + a.columns() : 0;
     column_ids = a.symmetric() ? a.row_ids : a.column_ids;
   }
-
-  // Not 0, which times ∞ is no number: under 1e-30 every t is 0 as well.
-  static float slope(double x) { return static_cast<float>(x) == 0 ? 1e-30f : static_cast<float>(x); }
 
   Keep keep(int n, bool along_columns) const {
     const float* limit = a.terms[n].same ? nullptr : along_columns ? a.column_limit : a.row_limit;
@@ -67,9 +65,10 @@ struct Plan {
   const int32_t* column_ids;
 };
 
+// No logit is larger; NaN if any row has no length.
 template <class Products>
-bool is_bounded(const Plan& plan, const Operand<Products>& q, const Operand<Products>& k) {
-  return std::fabs(plan.a.scale) * plan.largest_power * q.longest() * k.longest() <= kBoundLimit;
+double largest_logit(const Plan& plan, const Operand<Products>& q, const Operand<Products>& k) {
+  return std::fabs(plan.a.scale) * plan.largest_power * q.longest() * k.longest();
 }
 
 // ---- forward ----------------------------------------------------------------------------------------------------------
@@ -140,10 +139,10 @@ void forward(const Contrast& args) {
       k.prepare(team, row_buffer);
       team.barrier();
     }
-    const bool one_bound = is_bounded(plan, q, k);
+    const double largest = largest_logit(plan, q, k);
+    const bool one_bound = largest <= kBoundLimit;
     if (team.rank == 0) bounded = one_bound;
-    const float bound =
-        static_cast<float>(std::fabs(a.scale) * plan.largest_power * q.longest() * k.longest() * kLog2E);
+    const float bound = static_cast<float>(largest * kLog2E);
 
     const Tile<Products> tile(tiles, team.rank, edge, kLines);
     float* lines[kLines];
@@ -175,10 +174,10 @@ void forward(const Contrast& args) {
         }
       }
       if (args.statistics) {
-        kept_statistics<false>(tile.s, I, J, plan.unit, plan.keep_negatives(false), statistic[0], statistic[1],
-                               statistic[2]);
+        kept_statistics<false>(tile.s, I, J, plan.unit, plan.nothing, plan.keep_negatives(false), statistic[0],
+                               statistic[1], statistic[2]);
         if (any_columns || plan.both(pair))
-          kept_statistics<true>(tile.s, I, J, plan.unit, plan.keep_negatives(true), column_statistic[0],
+          kept_statistics<true>(tile.s, I, J, plan.unit, plan.nothing, plan.keep_negatives(true), column_statistic[0],
                                 column_statistic[1], column_statistic[2]);
       }
 
@@ -212,9 +211,9 @@ void forward(const Contrast& args) {
       }
     }
   });
-  const double most = std::fabs(a.scale) * plan.largest_power * q.longest() * k.longest();
+  const float bound = static_cast<float>(largest_logit(plan, q, k) * kLog2E);
   for (int64_t i = 0; i < length; ++i) {
-    const double shift = plan.plain && bounded ? static_cast<float>(most * kLog2E) : maximum[i];
+    const double shift = plan.plain && bounded ? bound : maximum[i];
     args.lse[i] = sum[i] == 0 ? -INFINITY : std::log(sum[i]) + shift / kLog2E;
   }
 }
@@ -228,6 +227,15 @@ void backward(const ContrastBackward& args) {
   // Under the bound, rows whose similarities are all −1 have denominators of e⁻⁸⁰, and a loss scale in the gradient would
   // take their inverse beyond float: the tiles' part of the gradient is kept smaller by this power of two.
   constexpr float kHeadroom = 4096;
+  // All is computed for gradients of at most 1, and multiplied at the end: a loss scale, or a tiny loss, loses no digits.
+  double size = 0;
+  const auto look = [&](const double* grad, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+      if (std::fabs(grad[i]) > size && std::fabs(grad[i]) < INFINITY) size = std::fabs(grad[i]);
+  };
+  look(args.grad_lse, plan.length());
+  look(args.grad_positive, a.views ? (a.views - 1) * a.q.rows : 0);
+  if (size == 0) size = 1;
   constexpr int64_t kLines = 2;
   const Order order(a.q, a.k, Products::kEdge);
   const int threads = team_size(a.threads, order);
@@ -271,9 +279,9 @@ void backward(const ContrastBackward& args) {
       grad_q.clear(team);
       team.barrier();
       grad_k.clear(team);
-      const bool bounded = plan.plain && is_bounded(plan, q, k);
-      const float bound =
-          static_cast<float>(std::fabs(a.scale) * plan.largest_power * q.longest() * k.longest() * kLog2E);
+      const double largest = largest_logit(plan, q, k);
+      const bool bounded = plan.plain && largest <= kBoundLimit;
+      const float bound = static_cast<float>(largest * kLog2E);
       if (team.rank == 0) {
         for (int64_t i = 0; i < padded; ++i) reference(none)[i] = factor(none)[i] = 0;
         for (int n = 0; n < a.term_count; ++n) {
@@ -284,8 +292,11 @@ void backward(const ContrastBackward& args) {
             // The exponentials are relative to a rounded number: the difference goes into the factor.
             const float at = empty ? 0 : bounded ? bound : static_cast<float>(lse);
             reference(n)[i] = at;
-            const double grad = empty ? 0 : a.terms[n].power * args.grad_lse[start + i];
-            factor(n)[i] = grad == 0 ? 0 : static_cast<float>(grad * std::exp2(at - lse) / kHeadroom);
+            const double grad = empty ? 0 : a.terms[n].power * args.grad_lse[start + i] / size;
+            factor(n)[i] =
+                grad == 0
+                    ? 0
+                    : static_cast<float>(grad * std::exp2(bounded ? at - lse : std::min(at - lse, 1.)) / kHeadroom);
           }
         }
       }
@@ -326,32 +337,34 @@ void backward(const ContrastBackward& args) {
   const auto add_row = [&](const Operand<Products>& x, int64_t p, double weight, const float* row, float* g,
                            float* room) {
     load_row(x.x, p, dim, room);
-    weight /= x.length(p);
+    weight /= x.length(p) * size;
     for (int64_t d = 0; d < dim; ++d) g[d] += static_cast<float>(weight * room[d]);
     return weight * dot(row, room, dim);
   };
   parallel(threads, [&](Team team) {
     float* row_buffer = buffers.as<float>() + team.rank * largest_buffer;
-    grad_q.finish(team, q, a.scale, kHeadroom, row_buffer, [&](int64_t i, const float* row, float* g, float* room) {
-      double along = 0;
-      for (int64_t v = 1; v < a.views; ++v) {
-        const int64_t p = (i + v * plan.samples) % rows;
-        if (Order::kSymmetric)  // the pair (i, p), from either row
-          along +=
-              add_row(q, p, args.grad_positive[(v - 1) * rows + i] + args.grad_positive[(a.views - v - 1) * rows + p],
-                      row, g, room);
-        else
-          along += add_row(k, i, args.grad_positive[i], row, g, room);
-      }
-      return along;
-    });
+    grad_q.finish(
+        team, q, a.scale * size, kHeadroom, row_buffer, [&](int64_t i, const float* row, float* g, float* room) {
+          double along = 0;
+          for (int64_t v = 1; v < a.views; ++v) {
+            const int64_t p = (i + v * plan.samples) % rows;
+            if (Order::kSymmetric)  // the pair (i, p), from either row
+              along += add_row(
+                  q, p, args.grad_positive[(v - 1) * rows + i] + args.grad_positive[(a.views - v - 1) * rows + p], row,
+                  g, room);
+            else
+              along += add_row(k, i, args.grad_positive[i], row, g, room);
+          }
+          return along;
+        });
     team.barrier();
-    grad_k.finish(team, k, a.scale, kHeadroom, row_buffer, [&](int64_t j, const float* row, float* g, float* room) {
-      return a.views && j < rows ? add_row(q, j, args.grad_positive[j], row, g, room) : 0;
-    });
+    grad_k.finish(team, k, a.scale * size, kHeadroom, row_buffer,
+                  [&](int64_t j, const float* row, float* g, float* room) {
+                    return a.views && j < rows ? add_row(q, j, args.grad_positive[j], row, g, room) : 0;
+                  });
   });
   // Σ ⟨u, ∂u⟩ = Σ W s; of a symmetric S it counts every pair twice.
-  *args.grad_scale = grad_q.wanted() ? grad_q.radial() / (Order::kSymmetric ? 2 : 1) : grad_k.radial();
+  *args.grad_scale = size * (grad_q.wanted() ? grad_q.radial() / (Order::kSymmetric ? 2 : 1) : grad_k.radial());
 }
 
 }  // namespace

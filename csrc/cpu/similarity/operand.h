@@ -113,8 +113,9 @@ struct Gradient {
         const double length = x.length(i), tiles = dot(g, row, dim);
         sum += (tiles + extra(i, row, g, out)) / length;  // ⟨∂u, u⟩, before the rounding of what extra added
         const double along = dot(g, row, dim) / length;   // after it: what the normalisation takes out
-        const double keep = !x.normalize || x.norm()[i] < kNormEps ? 0 : along / length, outer = factor / length;
-        for (int64_t d = 0; d < dim; ++d) out[d] = static_cast<float>(outer * (g[d] - keep * row[d]));
+        const double keep = !x.normalize || x.norm()[i] < kNormEps ? 0 : along, outer = factor / length;
+        // Divided, not multiplied by an inverse: a row of one number is ±1 then, and its gradient exactly 0.
+        for (int64_t d = 0; d < dim; ++d) out[d] = static_cast<float>(outer * (g[d] - keep * (row[d] / length)));
         store_row(grad, i, dim, out);
       }
       radials_.template as<double>()[chunk] = sum;

@@ -75,12 +75,11 @@ void run(const SigmoidContrast& a) {
   Scratch buffers(threads * buffer * 4), biases(order.rows.count * 8);
   double* grad_bias = biases.as<double>();
   for (int64_t b = 0; b < order.rows.count; ++b) grad_bias[b] = 0;
-  // Not 0, which times ∞ is no number.
-  const float scale = a.scale == 0 ? 1e-30f : static_cast<float>(a.scale), bias = static_cast<float>(a.bias);
+  const float scale = slope(a.scale), bias = static_cast<float>(a.bias);
   for (int64_t i = 0; i < a.q.rows; ++i) a.loss[i] = 0;
 
   {
-    constexpr int64_t kLines = 3;
+    constexpr int64_t kLines = 2;
     Scratch tiles(threads * Tile<Products>::bytes(edge, kLines));
     const Turns<Grid> turns(order);
     parallel(threads, [&](Team team) {
@@ -95,33 +94,20 @@ void run(const SigmoidContrast& a) {
       team.barrier();
 
       const Tile<Products> tile(tiles, team.rank, edge, kLines);
-      float *loss = tile.lines, *weight = loss + kBlock, *positive = weight + kBlock;
+      float *loss = tile.lines, *weight = loss + kBlock;
       for_each_tile(team, order, *q.products, *k.products, tile, [&](const Pair& pair, Block I, Block J) {
-        // The pairs of the diagonal are taken out, and then one by one.
-        for_same_sample(I, J, diagonal, [&](int64_t i, int64_t j) {
-          positive[i] = tile.s[i * kTileStride + j];
-          tile.s[i * kTileStride + j] = scale > 0 ? -INFINITY : INFINITY;
-        });
+        for_same_sample(I, J, diagonal,
+                        [&](int64_t i, int64_t j) { tile.s[i * kTileStride + j] = scale > 0 ? -INFINITY : INFINITY; });
         if (a.row_ids && ids_overlap(a.row_ids, I, a.column_ids, J))
           sigmoid_tile<true>(a, scale, bias, tile.s, I, J, loss, weight);
         else
           sigmoid_tile<false>(a, scale, bias, tile.s, I, J, loss, weight);
-        double extra[kBlock] = {};
-        for_same_sample(I, J, diagonal, [&](int64_t i, int64_t j) {
-          vf sigmoid;
-          const double factor = a.positive_weight[I.begin + i];
-          extra[i] = factor * softplus(set(-(positive[i] * scale + bias)), sigmoid)[0];
-          if (!a.gradient) return;
-          const float w = static_cast<float>(-factor * sigmoid[0] * a.row_weight[I.begin + i]);
-          weight[i] += w;
-          tile.s[i * kTileStride + j] = w;
-        });
         if (a.gradient) k.products->pack_weights(tile.s, I, J, tile.more);
         turns.add(
             pair,
             [&] {
               for (int64_t i = 0; i < I.size; ++i) {
-                a.loss[I.begin + i] += loss[i] + extra[i];
+                a.loss[I.begin + i] += loss[i];
                 grad_bias[pair.i] += weight[i];
               }
               if (grad_q.wanted()) k.products->add(tile.s, I, J, grad_q.rows() + I.begin * grad_q.stride, tile.more);
@@ -135,18 +121,44 @@ void run(const SigmoidContrast& a) {
   }
   q.products.reset();
   k.products.reset();
-  if (!a.gradient) return;
 
+  // The positives of the diagonal by themselves, in double: with weights of about −1 they would cost the others, of
+  // about exp(bias), their last digits.
+  const int64_t positives = a.row_ids ? 0 : std::min(a.q.rows, a.k.rows), dim = a.q.dim;
+  Scratch weights(positives * 8), bias_chunks(round_up(positives, kRowPadding) / kRowPadding * 8);
+  double* weight = weights.as<double>();
+  const auto add = [&](const Operand<Products>& other, int64_t i, const float* row, float* g, float* room) {
+    if (i >= positives) return 0.;
+    load_row(other.x, i, dim, room);
+    for (int64_t d = 0; d < dim; ++d) g[d] += static_cast<float>(weight[i] * room[d]);
+    return weight[i] * dot(row, room, dim);
+  };
   parallel(threads, [&](Team team) {
-    float* row_buffer = buffers.as<float>() + team.rank * buffer;
-    const auto nothing = [](int64_t, const float*, float*, float*) { return 0.; };
-    grad_q.finish(team, q, a.scale, 1, row_buffer, nothing);
+    float *qi = buffers.as<float>() + team.rank * buffer, *ki = qi + Products::stride(dim);
+    for (int64_t chunk; (chunk = team.claim()) * kRowPadding < positives;) {
+      double sum = 0;
+      for (int64_t i = chunk * kRowPadding; i < positives && i < (chunk + 1) * kRowPadding; ++i) {
+        load_row(a.q, i, dim, qi);
+        load_row(a.k, i, dim, ki);
+        const double t = a.scale * dot(qi, ki, dim) + a.bias, e = std::exp(-std::fabs(t));
+        a.loss[i] += a.positive_weight[i] * (std::log1p(e) + (t > 0 ? 0 : -t));
+        weight[i] = -double(a.positive_weight[i]) * a.row_weight[i] * (t < 0 ? 1 : e) / (1 + e);
+        sum += weight[i];
+      }
+      bias_chunks.as<double>()[chunk] = sum;
+    }
     team.barrier();
-    grad_k.finish(team, k, a.scale, 1, row_buffer, nothing);
+    grad_q.finish(team, q, a.scale, 1, qi,
+                  [&](int64_t i, const float* row, float* g, float* room) { return add(k, i, row, g, room); });
+    team.barrier();
+    grad_k.finish(team, k, a.scale, 1, qi,
+                  [&](int64_t i, const float* row, float* g, float* room) { return add(q, i, row, g, room); });
   });
+  if (!a.gradient) return;
   *a.grad_scale = grad_q.wanted() ? grad_q.radial() : grad_k.radial();
   *a.grad_bias = 0;
   for (int64_t b = 0; b < order.rows.count; ++b) *a.grad_bias += grad_bias[b];
+  for (int64_t c = 0; c * kRowPadding < positives; ++c) *a.grad_bias += bias_chunks.as<double>()[c];
 }
 
 }  // namespace

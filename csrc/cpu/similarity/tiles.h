@@ -14,8 +14,12 @@
 namespace pyssl::PYSSL_ISA {
 
 constexpr float kLowest = -1e30f;  // finite: a sum over nothing is 0, not NaN
+// What t is per s: never 0, which times the ∞ of an excluded pair is no number; under 1e-30 every t is 0 as well.
+static inline float slope(double x) { return static_cast<float>(x) == 0 ? 1e-30f : static_cast<float>(x); }
+
 // As long as exp(−2·bound) is far from subnormal, a bound of |t| serves as every row's stabiliser.
 constexpr double kBoundLimit = 40;
+constexpr float kSharpest = 1e4f;  // beyond it half an ulp of t shows in 2^t: see scaled()
 
 // ---- which pairs ------------------------------------------------------------------------------------------------------
 
@@ -149,7 +153,7 @@ static inline void running_sums(const float* s, Block I, Block J, float c, float
   for (int64_t i = 0; i < I.size; ++i) {
     vf largest = set(kLowest);
     for (int64_t j = 0; j < width; j += kLanes) {
-      const vf t = load(s + i * kTileStride + j) * c;
+      const vf t = scaled(load(s + i * kTileStride + j), c);
       largest = max(largest, t);
       if (!kRowsAlone) store(column_max + j, max(load(column_max + j), t));
     }
@@ -168,7 +172,7 @@ static inline void running_sums(const float* s, Block I, Block J, float c, float
     };
     look(row_max, I.size);
     look(column_max, J.size);
-    if (all && highest - lowest <= 80) {
+    if (all && highest - lowest <= 80 && std::fabs(highest) < kSharpest) {
       bounded_sums<false>(s, I, J, c, highest, row, column);
       for (int64_t i = 0; i < I.size; ++i) row_max[i] = highest;
       for (int64_t j = 0; j < J.size; ++j) column_max[j] = highest;
@@ -178,7 +182,7 @@ static inline void running_sums(const float* s, Block I, Block J, float c, float
   for (int64_t i = 0; i < I.size; ++i) {
     vf sum = {};
     for (int64_t j = 0; j < width; j += kLanes) {
-      const vf t = load(s + i * kTileStride + j) * c;
+      const vf t = scaled(load(s + i * kTileStride + j), c);
       sum += exp2(t - row_max[i]);
       if (!kRowsAlone) store(column + j, load(column + j) + exp2(t - load(column_max + j)));
     }
@@ -192,7 +196,7 @@ static inline void kept_sums(const float* s, Block I, Block J, float c, const Ke
   const int64_t width = round_up(J.size, kLanes);
   const auto at = [&](int64_t i, int64_t j) {
     const vf x = load(s + i * kTileStride + j);
-    return keep(x, I, J, i, j) ? x * c : set(-INFINITY);
+    return keep(x, I, J, i, j) ? scaled(x, c) : set(-INFINITY);
   };
   if (kColumns)
     for (int64_t j = 0; j < width; ++j) maximum[j] = kLowest, sum[j] = 0;
@@ -225,19 +229,18 @@ static inline void merge(double& sum, float& maximum, float tile_sum, float tile
   maximum = larger;
 }
 
-// Of the pairs that are kept: the largest unit·s, their sum and their number, along one direction.
+// Of the pairs that are kept and not excluded: the largest unit·s, their sum and their number, along one direction.
 template <bool kColumns>
-static inline void kept_statistics(const float* s, Block I, Block J, float unit, const Keep& keep, float* largest,
-                                   float* sum, float* count) {
+static inline void kept_statistics(const float* s, Block I, Block J, float unit, float nothing, const Keep& keep,
+                                   float* largest, float* sum, float* count) {
   const int64_t width = round_up(J.size, kLanes), lines = kColumns ? width : I.size;
   for (int64_t r = 0; r < lines; ++r) largest[r] = -INFINITY, sum[r] = count[r] = 0;
   for (int64_t i = 0; i < I.size; ++i) {
     vf most = set(-INFINITY), total = {}, number = {};
     for (int64_t j = 0; j < width; j += kLanes) {
       if (kColumns) most = load(largest + j), total = load(sum + j), number = load(count + j);
-      const vf x = load(s + i * kTileStride + j) * unit;
-      // −∞ is what `exclude` left.
-      const vi kept = keep(load(s + i * kTileStride + j), I, J, i, j) & ~(x == set(-INFINITY));
+      const vf score = load(s + i * kTileStride + j), x = score * unit;
+      const vi kept = keep(score, I, J, i, j) & ~(score == set(nothing));
       most = max(most, kept ? x : set(-INFINITY));
       total += kept ? x : vf{};
       number += kept ? set(1) : vf{};
@@ -269,7 +272,7 @@ static inline void bounded_weights(float* s, Block I, Block J, float c, float bo
   }
 }
 
-// The same with references of their own, at which no t is larger: lines [4, kBlock] are room.
+// The same with references of their own, at which no t is larger: lines [2, kBlock] are room.
 static inline void running_weights(float* s, Block I, Block J, float c, const float* reference_i, const float* factor_i,
                                    const float* reference_j, const float* factor_j, float* lines) {
   float lowest = INFINITY, highest = -INFINITY;
@@ -284,7 +287,7 @@ static inline void running_weights(float* s, Block I, Block J, float c, const fl
   look(reference_j, factor_j, J.size);
   if (highest < lowest) lowest = highest = 0;  // no factor but 0
   // As in running_sums: what is lost lies 46 octaves below the largest weight of its row.
-  if (highest - lowest <= 80) {
+  if (highest - lowest <= 80 && std::fabs(highest) < kSharpest) {
     float *adjusted_i = lines, *adjusted_j = lines + kBlock;
     for (int64_t i = 0; i < I.size; ++i)
       adjusted_i[i] = factor_i[i] == 0 ? 0 : factor_i[i] * std::exp2(highest - reference_i[i]);
@@ -296,7 +299,7 @@ static inline void running_weights(float* s, Block I, Block J, float c, const fl
   for (int64_t i = 0; i < I.size; ++i) {
     float* w = s + i * kTileStride;
     for (int64_t j = 0; j < width; j += kLanes) {
-      const vf t = load(w + j) * c;
+      const vf t = scaled(load(w + j), c);
       store(w + j, exp2(t - reference_i[i]) * factor_i[i] + exp2(t - load(reference_j + j)) * load(factor_j + j));
     }
   }
@@ -315,7 +318,7 @@ static inline void kept_weights(float* s, Block I, Block J, const Weight* weight
         const vi kept = weight.keep(x, I, J, i, j);
         const vf reference = weight.columns ? load(weight.reference + J.begin + j) : set(weight.reference[I.begin + i]);
         const vf factor = weight.columns ? load(weight.factor + J.begin + j) : set(weight.factor[I.begin + i]);
-        sum += kept ? exp2(x * weight.c - reference) * factor : vf{};
+        sum += kept ? exp2(scaled(x, weight.c) - reference) * factor : vf{};
       }
       store(w + j, sum);
     }

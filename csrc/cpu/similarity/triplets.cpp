@@ -45,7 +45,9 @@ void run(const Triplets& a) {
   const bool backward = a.grad_q.data;
   const int64_t rows = a.q.rows, padded = round_up(rows, kRowPadding), strips = padded / kRowPadding;
   const Blocks columns(rows, Products::kEdge);
-  const int threads = static_cast<int>(std::min<int64_t>(a.threads, strips));
+  // A strip of distances takes as much as 96 / D matrices of rows: no more threads than keep all strips below four.
+  const int64_t most = std::max<int64_t>(2, a.q.dim / 24);
+  const int threads = static_cast<int>(std::min({static_cast<int64_t>(a.threads), strips, most}));
   const int64_t buffer = Operand<Products>::buffer(a.q), stride = Products::stride(a.q.dim);
   constexpr int64_t kLines = 1;
 
@@ -84,7 +86,18 @@ void run(const Triplets& a) {
           const double own = q.norm()[I.begin + i] * q.norm()[I.begin + i];
           for (int64_t j = 0; j < J.size; ++j) {
             const float s = tile.s[i * kTileStride + j];
-            const double square = own + q.norm()[J.begin + j] * q.norm()[J.begin + j] - 2 * double(s);
+            const double other = q.norm()[J.begin + j] * q.norm()[J.begin + j];
+            double square = own + other - 2 * double(s);
+            // What is left of float32's s where two rows nearly coincide is mostly its rounding.
+            if (a.euclidean && square < 1e-3 * (own + other)) {
+              load_row(a.q, I.begin + i, a.q.dim, row_buffer);
+              load_row(a.q, J.begin + j, a.q.dim, row_buffer + stride);
+              square = 0;
+              for (int64_t d = 0; d < a.q.dim; ++d) {
+                const double apart = double(row_buffer[d]) - row_buffer[stride + d];
+                square += apart * apart;
+              }
+            }
             const float root = static_cast<float>(std::sqrt(square < 0 ? 0 : square));
             strip[i * padded + J.begin + j] = a.euclidean ? root : 1 - s;
           }
@@ -113,7 +126,7 @@ void run(const Triplets& a) {
           a.semi_hard ? one(std::true_type(), std::false_type()) : one(std::false_type(), std::false_type());
         if (!backward) {
           a.loss[row] = loss;
-          a.count[row] = count;
+          a.count[row] = loss != loss ? loss : count;
           continue;
         }
         // The weight of s: d = 1 − s, or d² = |x|² + |y|² − 2s. Rows that coincide have none.

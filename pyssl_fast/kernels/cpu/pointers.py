@@ -38,7 +38,9 @@ def precision_code(x: Tensor) -> int:
 
 
 def rows(x: Tensor) -> Tensor:
-    """x itself when its rows are contiguous, else a copy."""
+    """x itself when its rows are contiguous and of a kernel's dtype, else a copy."""
+    if x.dtype not in _DTYPES:
+        x = x.float()
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 

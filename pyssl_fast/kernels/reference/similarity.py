@@ -61,7 +61,7 @@ def _terms(
     """Of every term: the dimension that it reduces over, and [M, N] power·t with −inf at the pairs left out."""
     for term, power in zip(terms, powers, strict=True):
         limit = column_limit if term & COLUMNS else None if row_limit is None else row_limit[:, None]
-        keep = kinds[1] if term & SAME else kinds[0] if limit is None else kinds[0] & (t <= limit)
+        keep = kinds[1] if term & SAME else kinds[0] if limit is None else kinds[0] & ~(t > limit)
         yield 0 if term & COLUMNS else 1, (power * t).masked_fill(~keep, -torch.inf)
 
 
@@ -117,10 +117,10 @@ def contrast(
     positive = t.gather(1, _partners(len(u), views, k is None, t.device).T).T.contiguous()
     found = [t.new_empty(3, 0)]
     if statistics:
-        keep = kinds[0] if row_limit is None else kinds[0] & (t <= row_limit[:, None])
+        keep = kinds[0] if row_limit is None else kinds[0] & ~(t > row_limit[:, None])
         found.append(_statistics(t, keep, 1))
         if any(term & COLUMNS for term in terms):
-            keep = kinds[0] if column_limit is None else kinds[0] & (t <= column_limit)
+            keep = kinds[0] if column_limit is None else kinds[0] & ~(t > column_limit)
             found.append(_statistics(t, keep, 0))
     return torch.cat(lse).double(), positive.double(), torch.cat(found, 1).double()
 
@@ -326,7 +326,7 @@ def triplets(q: Tensor, ids: Tensor, margin: float, euclidean: bool, semi_hard: 
         if semi_hard:
             term = term * (far > near)
         loss.append(term.sum(dtype=torch.float64))
-        count.append((term > 0).sum(dtype=torch.float64))
+        count.append(torch.where(loss[-1].isnan(), loss[-1], (term > 0).sum(dtype=torch.float64)))
     return torch.stack(loss), torch.stack(count)
 
 
