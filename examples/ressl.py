@@ -8,7 +8,7 @@ The student's similarities to a queue of keys are to be distributed as the teach
 The last sum is ⟨student_i, teacher's mean key⟩/τ, where the mean key Σ_j softmax(t_teacher)_ij · key_j is what
 `bank_contrast` forms anyway. So neither of the two [N, K] matrices is ever held.
 
-Run it: `python examples/ressl.py` compares with the formula written out, in value, gradient, time and memory.
+Run it: `python examples/ressl.py` compares with the formula written out, in value, gradient and time.
 """
 
 from __future__ import annotations
