@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 REDUCTIONS = ("none", "mean", "sum")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
 def readable(x: object) -> bool:
@@ -20,6 +20,30 @@ def readable(x: object) -> bool:
 
 
 # ---- embeddings ------------------------------------------------------------------------------------------------------
+
+
+def autocast_together(*tensors: Tensor, elementwise: bool = False) -> tuple[Tensor, ...]:
+    """Where autocast is on, tensors of two dtypes come back in autocast's own, as torch's matrix products take them.
+
+    Tensors of one dtype come back as they are, and so do all where one is float64, which autocast leaves alone.
+
+    Args:
+        elementwise: to float32 instead, as torch's elementwise operations promote.
+    """
+    if any(not isinstance(x, Tensor) or x.dtype not in DTYPES or x.dtype == torch.float64 for x in tensors):
+        return tensors  # an error, if it is one, is for the checks to name
+    dtype = autocast_dtype(tensors[0])
+    if dtype is None or all(x.dtype == tensors[0].dtype for x in tensors):
+        return tensors
+    return tuple(x.to(torch.float32 if elementwise else dtype) for x in tensors)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Autocast's dtype on x's device, None where it is off."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def check_embeddings(name: str, x: Tensor, shape: str = "[N, D]") -> None:
@@ -63,7 +87,7 @@ def _check_device(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
 def check_ids(
     name: str, ids: Tensor | None, shape: int | tuple[int, ...], like_name: str, like: Tensor
 ) -> Tensor | None:
-    """ids must be integers of that shape (a length, or more) on the device of `like`; comes back as int64."""
+    """ids must be integers (or bool) of that shape (a length, or more) on the device of `like`; comes back as int64."""
     if ids is None:
         return None
     shape = shape if isinstance(shape, tuple) else (shape,)

@@ -16,6 +16,8 @@ from pyssl_fast.losses.spectral import SpectralContrastiveLoss
 from pyssl_fast.losses.sup_con import SupConLoss
 from pyssl_fast.losses.triplet import BatchTripletMarginLoss, TripletMarginLoss
 
+InfoNCE = InfoNCELoss  # info-nce-pytorch's name
+
 __all__ = [
     "BatchTripletMarginLoss",
     "ClipLoss",
@@ -24,6 +26,7 @@ __all__ = [
     "EmbeddingInfoNCELoss",
     "HardNegativeLoss",
     "HypersphereLoss",
+    "InfoNCE",
     "InfoNCELoss",
     "KoLeoLoss",
     "MeanShiftLoss",

@@ -44,6 +44,7 @@ class ClipLoss(SoftmaxLoss):
         self.cache_labels = cache_labels
         self.rank = rank
         self.world_size = world_size
+        self.use_horovod = use_horovod
 
     def forward(
         self,
@@ -55,8 +56,10 @@ class ClipLoss(SoftmaxLoss):
         *,
         ids: Tensor | None = None,
         weight: Tensor | None = None,
+        debias: Tensor | None = None,
     ) -> Result:
-        """image_features, text_features [N, D], of length 1 -> the loss, [] ([2, N] unreduced).
+        """image_features, text_features [N, D], of length 1; ids, weight, debias [N] -> the loss, []
+        ([2, N] unreduced).
 
         With output_dict {"contrastive_loss": loss}, and "metrics" if they are asked for.
         """
@@ -67,7 +70,7 @@ class ClipLoss(SoftmaxLoss):
             logit_bias,
             ids=ids,
             weight=weight,
-            **self.options(),
+            **self.options(debias),
         )
         if not output_dict:
             return result

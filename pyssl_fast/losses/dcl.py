@@ -3,12 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyssl_fast import functional
-from pyssl_fast.functional.checks import check_number
-from pyssl_fast.functional.similarity.softmax import Result
+from pyssl_fast.functional.checks import check_number, check_weight
+from pyssl_fast.functional.similarity.nt_xent import check_views
+from pyssl_fast.functional.similarity.softmax import Result, unit_like
 from pyssl_fast.losses.softmax import SoftmaxLoss, number
 
 
@@ -17,7 +17,8 @@ class DCLLoss(SoftmaxLoss):
 
     Args:
         temperature: τ ≠ 0. An `nn.Parameter` is learned.
-        weight_fn: (out0, out1), normalised [N, D] each -> [N] weights of out0's positives; called for both orders.
+        weight_fn: (out0, out1), normalised [N, D] each -> [N] or [N, 1] weights of out0's positives; called for
+            both orders.
         gather_distributed: False; gathering over processes is not supported.
         reduction, label_smoothing, debias, return_metrics: as the function's.
     """
@@ -45,12 +46,21 @@ class DCLLoss(SoftmaxLoss):
         self.weight_fn = weight_fn
         self.gather_distributed = gather_distributed
 
-    def forward(self, out0: Tensor, out1: Tensor, *, ids: Tensor | None = None, weight: Tensor | None = None) -> Result:
-        """out0, out1: [N, D] each; ids, weight [N] -> the loss, [] ([2, N] unreduced)."""
+    def forward(
+        self,
+        out0: Tensor,
+        out1: Tensor,
+        *,
+        ids: Tensor | None = None,
+        weight: Tensor | None = None,
+        debias: Tensor | None = None,
+    ) -> Result:
+        """out0, out1: [N, D] each; ids, weight, debias [N] -> the loss, [] ([2, N] unreduced)."""
         positive_weight = None
         if self.weight_fn is not None:
-            u0, u1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
-            positive_weight = torch.stack((self.weight_fn(u0, u1), self.weight_fn(u1, u0)))
+            out0, out1 = check_views(out0, out1)
+            u0, u1 = unit_like(out0), unit_like(out1)
+            positive_weight = torch.stack((self._weights(u0, u1), self._weights(u1, u0)))
         return functional.dcl(
             out0,
             out1,
@@ -58,8 +68,18 @@ class DCLLoss(SoftmaxLoss):
             positive_weight=positive_weight,
             ids=ids,
             weight=weight,
-            **self.options(),
+            **self.options(debias),
         )
+
+    def _weights(self, u0: Tensor, u1: Tensor) -> Tensor:
+        assert self.weight_fn is not None
+        weights, rows = self.weight_fn(u0, u1), u0.shape[0]
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"weight_fn must return a Tensor [{rows}]; got {type(weights).__name__}")
+        if weights.shape == (rows, 1):
+            weights = weights[:, 0]
+        check_weight("weight_fn's result", weights, rows, "out0", u0)
+        return weights
 
 
 class DCLWLoss(DCLLoss):
@@ -93,9 +113,17 @@ class DCLWLoss(DCLLoss):
         check_number("sigma", sigma)
         self.sigma = sigma
 
-    def forward(self, out0: Tensor, out1: Tensor, *, ids: Tensor | None = None, weight: Tensor | None = None) -> Result:
-        """out0, out1: [N, D] each; ids, weight [N] -> the loss, [] ([2, N] unreduced)."""
-        return functional.dclw(out0, out1, self.temperature, self.sigma, ids=ids, weight=weight, **self.options())
+    def forward(
+        self,
+        out0: Tensor,
+        out1: Tensor,
+        *,
+        ids: Tensor | None = None,
+        weight: Tensor | None = None,
+        debias: Tensor | None = None,
+    ) -> Result:
+        """out0, out1: [N, D] each; ids, weight, debias [N] -> the loss, [] ([2, N] unreduced)."""
+        return functional.dclw(out0, out1, self.temperature, self.sigma, ids=ids, weight=weight, **self.options(debias))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sigma={number(self.sigma)}"

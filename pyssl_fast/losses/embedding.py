@@ -54,9 +54,12 @@ class EmbeddingInfoNCELoss(SoftmaxLoss):
         hard_negatives: Tensor | None = None,
         *,
         ids: Tensor | None = None,
+        hard_negative_ids: Tensor | None = None,
         weight: Tensor | None = None,
+        debias: Tensor | None = None,
     ) -> Result:
-        """query, document [B, D]; hard_negatives [B, K, D]; ids, weight [B] -> the loss, [] ([B] unreduced)."""
+        """query, document [B, D]; hard_negatives [B, K, D], their ids [B, K]; ids, weight, debias [B] -> the loss, []
+        ([B] unreduced)."""
         return functional.embedding_info_nce(
             query,
             document,
@@ -66,8 +69,9 @@ class EmbeddingInfoNCELoss(SoftmaxLoss):
             document_document=self.document_document,
             margin=self.margin,
             ids=ids,
+            hard_negative_ids=hard_negative_ids,
             matryoshka_dims=self.matryoshka_dims,
             matryoshka_weights=self.matryoshka_weights,
             weight=weight,
-            **self.options(),
+            **self.options(debias),
         )

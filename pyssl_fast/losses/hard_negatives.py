@@ -38,14 +38,15 @@ class HardNegativeLoss(SoftmaxLoss):
         *extra_views: Tensor,
         ids: Tensor | None = None,
         weight: Tensor | None = None,
+        debias: Tensor | None = None,
     ) -> Result:
-        """out0, out1 and any further views: [N, D] each; ids, weight [N] -> the loss, [] ([V, N] unreduced)."""
+        """out0, out1 and any further views: [N, D] each; ids, weight, debias [N] -> the loss, [] ([V, N] unreduced)."""
         return functional.hard_negative_nt_xent(
             out0,
             out1,
             self.temperature,
             beta=self.beta,
-            debias=self.debias,
+            debias=self.debias if debias is None else debias,
             extra_views=extra_views,
             ids=ids,
             weight=weight,

@@ -51,8 +51,10 @@ class InfoNCELoss(SoftmaxLoss):
         ids: Tensor | None = None,
         negative_ids: Tensor | None = None,
         weight: Tensor | None = None,
+        debias: Tensor | None = None,
     ) -> Result:
-        """query, positive_key [B, D]; negative_keys None, [N, D] or [B, N, D] -> the loss, [] ([B] unreduced)."""
+        """query, positive_key [B, D]; negative_keys None, [N, D] or [B, N, D]; ids, weight, debias [B] -> the loss, []
+        ([B] unreduced)."""
         return functional.info_nce(
             query,
             positive_key,
@@ -63,5 +65,5 @@ class InfoNCELoss(SoftmaxLoss):
             ids=ids,
             negative_ids=negative_ids,
             weight=weight,
-            **self.options(),
+            **self.options(debias),
         )

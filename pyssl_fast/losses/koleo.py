@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from pyssl_fast import functional
@@ -18,7 +19,7 @@ class KoLeoLoss(nn.Module):
 
     def __init__(self, p: float = 2, eps: float = 1e-8, *, topk: int = 1, reduction: str = "mean") -> None:
         super().__init__()
-        check_number("p", p)
+        check_number("p", p, high=torch.inf)
         check_number("eps", eps)
         check_count("topk", topk)
         check_reduction(reduction)
@@ -26,6 +27,11 @@ class KoLeoLoss(nn.Module):
         self.eps = eps
         self.topk = topk
         self.reduction = reduction
+
+    @property
+    def pairwise_distance(self) -> nn.PairwiseDistance:
+        """The distance, under lightly's name."""
+        return nn.PairwiseDistance(self.p, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, D], N > topk -> the loss, [] ([N, topk] unreduced)."""

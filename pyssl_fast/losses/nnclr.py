@@ -36,9 +36,15 @@ class NNCLRLoss(SoftmaxLoss):
         self.symmetric = symmetric
 
     def forward(
-        self, neighbours: Tensor, predictions: Tensor, *, ids: Tensor | None = None, weight: Tensor | None = None
+        self,
+        neighbours: Tensor,
+        predictions: Tensor,
+        *,
+        ids: Tensor | None = None,
+        weight: Tensor | None = None,
+        debias: Tensor | None = None,
     ) -> Result:
-        """neighbours, predictions [N, D]; ids, weight [N] -> the loss, [] ([N] or [2, N] unreduced)."""
+        """neighbours, predictions [N, D]; ids, weight, debias [N] -> the loss, [] ([N] or [2, N] unreduced)."""
         return functional.nnclr(
             neighbours,
             predictions,
@@ -46,7 +52,7 @@ class NNCLRLoss(SoftmaxLoss):
             symmetric=self.symmetric,
             ids=ids,
             weight=weight,
-            **self.options(),
+            **self.options(debias),
         )
 
     def extra_repr(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyssl_fast import functional
 from pyssl_fast.functional.similarity.softmax import Result
@@ -51,6 +51,11 @@ class NTXentLoss(SoftmaxLoss):
         self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed, drop_on_wrap=drop_on_wrap)
         self.gather_distributed = gather_distributed
 
+    @property
+    def cross_entropy(self) -> nn.CrossEntropyLoss:
+        """What the loss is of its logits, under lightly's name."""
+        return nn.CrossEntropyLoss(reduction=self.reduction, label_smoothing=self.label_smoothing)
+
     def forward(
         self,
         out0: Tensor,
@@ -58,10 +63,11 @@ class NTXentLoss(SoftmaxLoss):
         *extra_views: Tensor,
         ids: Tensor | None = None,
         weight: Tensor | None = None,
+        debias: Tensor | None = None,
     ) -> Result:
         """out0, out1 and any further views: [N, D] each -> the loss, []; [V, N] ([N] with a bank) unreduced.
 
-        ids, weight: [N]. With a memory bank there are neither further views nor ids.
+        ids, weight, debias: [N]. With a memory bank there are neither further views nor ids.
         """
         queue = self.memory_bank.queue
         if queue is None:
@@ -72,11 +78,16 @@ class NTXentLoss(SoftmaxLoss):
                 extra_views=extra_views,
                 ids=ids,
                 weight=weight,
-                **self.options(),
+                **self.options(debias),
             )
         if extra_views or ids is not None:
             raise ValueError("a memory bank goes with two views and without ids")
         queue.expect(out1)
+        learns = out0.requires_grad and torch.is_grad_enabled()
+        if learns and not queue.drop_on_wrap and out1.shape[0] > queue.size:
+            raise ValueError(
+                f"out1 must have {queue.size} rows at most, as memory_bank_size={queue.size} says; got {out1.shape[0]}"
+            )
         result = functional.info_nce(
             out0,
             out1,
@@ -84,8 +95,8 @@ class NTXentLoss(SoftmaxLoss):
             self.temperature,
             negatives_normalized=True,
             weight=weight,
-            **self.options(),
+            **self.options(debias),
         )
-        if out0.requires_grad and torch.is_grad_enabled():
+        if learns:
             queue.update(F.normalize(out1.detach().to(statistics_dtype(out1)), dim=1))
         return result

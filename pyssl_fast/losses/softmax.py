@@ -43,12 +43,12 @@ class SoftmaxLoss(nn.Module):
         self.debias = debias
         self.return_metrics = return_metrics
 
-    def options(self) -> dict[str, Any]:
-        """The settings that every function of the family takes."""
+    def options(self, debias: Tensor | None = None) -> dict[str, Any]:
+        """The settings that every function of the family takes; debias [N] of a call goes before the module's own."""
         return {
             "reduction": self.reduction,
             "label_smoothing": self.label_smoothing,
-            "debias": self.debias,
+            "debias": self.debias if debias is None else debias,
             "return_metrics": self.return_metrics,
         }
 

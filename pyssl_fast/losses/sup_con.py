@@ -61,8 +61,10 @@ class SupConLoss(SoftmaxLoss):
         mask: Tensor | None = None,
         *,
         weight: Tensor | None = None,
+        debias: Tensor | None = None,
     ) -> Result:
-        """features [B, V, …] or [B, D]; labels [B] or mask [B, B]; weight [B] -> the loss, [] ([V, B] unreduced)."""
+        """features [B, V, …] or [B, D]; labels [B] or mask [B, B]; weight, debias [B] -> the loss, []
+        ([V, B] unreduced)."""
         return functional.sup_con(
             features,
             labels,
@@ -74,7 +76,7 @@ class SupConLoss(SoftmaxLoss):
             normalize=self.normalize,
             without_positive=self.without_positive,
             weight=weight,
-            **self.options(),
+            **self.options(debias),
         )
 
     def extra_repr(self) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from pyssl_fast import functional
@@ -23,7 +24,7 @@ class TripletMarginLoss(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("margin", margin), ("p", p), ("eps", eps)):
-            check_number(name, value)
+            check_number(name, value, high=torch.inf if name == "p" else 1e30)
         check_reduction(reduction)
         self.margin = margin
         self.p = p

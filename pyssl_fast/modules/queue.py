@@ -102,9 +102,16 @@ class KeyQueue(nn.Module):
         return place
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        saved = state_dict.get(prefix + "keys")
-        if isinstance(saved, Tensor) and self.keys.shape[1] == 0 and saved.shape[:1] == (self.size,):
+        names = [prefix + name for name in ("keys", "pointer", "filled")]
+        saved = state_dict.get(names[0])
+        if isinstance(saved, Tensor) and saved.shape == (self.size, 0):
+            saved = None
+        elif isinstance(saved, Tensor) and self.keys.shape[1] == 0 and saved.shape[:1] == (self.size,):
             self.keys = self.keys.new_empty(saved.shape)
+        if saved is None and (names[0] in state_dict or not any(name in state_dict for name in names)):
+            # Saved before the first keys, or without a queue: this one keeps what it starts with.
+            own = (self.keys, self.pointer, self.filled)
+            state_dict = {**state_dict, **dict(zip(names, own, strict=True))}
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
@@ -152,6 +159,11 @@ class MemoryBankModule(nn.Module):
     def bank(self) -> Tensor | None:
         """[size, dim], not a copy."""
         return None if self.queue is None else self.queue.keys
+
+    @property
+    def bank_ptr(self) -> Tensor | None:
+        """[] int64, the row that is overwritten next."""
+        return None if self.queue is None else self.queue.pointer
 
     def forward(
         self, output: Tensor, labels: Tensor | None = None, update: bool = False

@@ -56,3 +56,32 @@ def test_passes_its_settings_on() -> None:
 def test_refuses(loss, arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         loss(**arguments)
+
+
+def test_weights_of_long_and_short_rows_in_half_precision() -> None:
+    out = torch.randn(2, 5, 4)
+    out[0, 1] = 0
+    for scale in (1e-4, 1e4):
+        rows = (scale * out).half()
+        assert DCLLoss(weight_fn=unlike)(*rows).isfinite()
+
+
+def test_weights_may_be_a_column_and_nothing_else() -> None:
+    out = torch.randn(2, 5, 4)
+    column = DCLLoss(weight_fn=lambda a, b: unlike(a, b)[:, None])(*out)
+    torch.testing.assert_close(column, DCLLoss(weight_fn=unlike)(*out))
+    for wrong, error, message in (
+        (torch.ones(4), ValueError, r"weight_fn's result must have shape \[5\]; got \[4\]"),
+        (torch.ones(5).long(), TypeError, "weight_fn's result must be floating-point"),
+        (1.0, TypeError, r"weight_fn must return a Tensor \[5\]; got float"),
+    ):
+        with pytest.raises(error, match=message):
+            DCLLoss(weight_fn=lambda a, b, wrong=wrong: wrong)(*out)
+
+
+def test_weights_of_two_dtypes_under_autocast() -> None:
+    out0, out1 = torch.randn(5, 4), torch.randn(5, 4).bfloat16()
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert DCLLoss(weight_fn=lambda a, b: (seen.extend((a.dtype, b.dtype)), unlike(a, b))[1])(out0, out1).isfinite()
+    assert set(seen) == {torch.bfloat16}

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pyssl_fast import functional
 from pyssl_fast.functional import info_nce
-from pyssl_fast.losses import InfoNCELoss
+from pyssl_fast.losses import InfoNCE, InfoNCELoss
 
 
 def test_passes_its_settings_on() -> None:
@@ -41,3 +42,10 @@ def test_learns_its_temperature_and_prints_it() -> None:
 def test_refuses(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         InfoNCELoss(**arguments)
+
+
+def test_the_names_and_the_order_of_others() -> None:
+    assert InfoNCE is InfoNCELoss and functional.info_nce_loss is functional.info_nce
+    q, k, others = torch.randn(5, 4), torch.randn(5, 4), torch.randn(5, 3, 4)
+    want = functional.info_nce(q, k, others, 0.1, "none", negative_mode="paired")
+    assert torch.equal(functional.info_nce(q, k, others, 0.1, "none", "paired"), want)

@@ -7,7 +7,17 @@ import torch
 from lightly.loss import NTXentLoss as LightlyNTXentLoss
 
 from pyssl_fast import functional
-from pyssl_fast.losses import NTXentLoss
+from pyssl_fast.losses import (
+    ClipLoss,
+    DCLLoss,
+    DCLWLoss,
+    EmbeddingInfoNCELoss,
+    HardNegativeLoss,
+    InfoNCELoss,
+    NNCLRLoss,
+    NTXentLoss,
+    SupConLoss,
+)
 
 
 def test_takes_the_place_of_lightlys() -> None:
@@ -130,3 +140,50 @@ def test_a_memory_bank_refuses_what_it_cannot_do() -> None:
             loss(out, out, *extra, **options)
     with pytest.raises(ValueError, match=r"keys must be \[B, 3\]; got \[5, 2\]"):
         loss(out[:, :2], out[:, :2])
+
+
+def test_a_batch_larger_than_the_bank_is_named_before_the_loss() -> None:
+    loss, out = NTXentLoss(memory_bank_size=(6, 3)), torch.randn(2, 7, 3, requires_grad=True)
+    before = loss.memory_bank.bank.clone()
+    with pytest.raises(ValueError, match="out1 must have 6 rows at most, as memory_bank_size=6 says; got 7"):
+        loss(*out)
+    assert torch.equal(loss.memory_bank.bank, before)
+    assert loss(*out.detach()).shape == ()  # nothing joins the bank
+    assert NTXentLoss(memory_bank_size=(6, 3), drop_on_wrap=True)(*out).shape == ()
+
+
+def test_lightlys_attributes_and_checkpoints() -> None:
+    loss = NTXentLoss(0.2, (6, 3))
+    assert isinstance(loss.cross_entropy, torch.nn.CrossEntropyLoss) and loss.cross_entropy.reduction == "mean"
+    assert loss.memory_bank.bank_ptr == 0
+    before = loss.memory_bank.bank.clone()
+    loss.load_state_dict(LightlyNTXentLoss(0.2, (6, 3)).state_dict())
+    assert torch.equal(loss.memory_bank.bank, before)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (NTXentLoss(), 2),
+        (NTXentLoss(memory_bank_size=(9, 4)), 2),
+        (DCLLoss(), 2),
+        (DCLWLoss(), 2),
+        (HardNegativeLoss(), 2),
+        (InfoNCELoss(), 2),
+        (EmbeddingInfoNCELoss(), 2),
+        (NNCLRLoss(), 2),
+        (SupConLoss(normalize=True), 1),
+        (ClipLoss(), 3),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_every_sample_its_own_debias(module: torch.nn.Module, inputs: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = [*torch.nn.functional.normalize(torch.randn(2, 6, 4, generator=generator), dim=2)]
+    arguments = [x[0].repeat(1, 2).view(6, 2, 4)] if inputs == 1 else [*x, torch.tensor(3.0)][:inputs]
+    share = torch.tensor([0.0, 0.1, 0.05, 0.3, 0.01, 0.02])
+    found = module(*arguments, debias=share)
+    even = copy.deepcopy(module)
+    even.debias = 0.1
+    assert not torch.isclose(found, even(*arguments))
+    torch.testing.assert_close(module(*arguments, debias=torch.full((6,), 0.1)), even(*arguments))

@@ -155,3 +155,23 @@ def test_memory_bank_of_a_number_takes_its_length_from_the_first_output() -> Non
 def test_memory_bank_refuses(arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         MemoryBankModule(*arguments)
+
+
+def test_a_state_without_keys_leaves_the_start() -> None:
+    unfed = KeyQueue(5).state_dict()
+    for state in ({}, unfed):
+        queue = KeyQueue(5, 3)
+        before = queue.keys.clone()
+        queue.load_state_dict(state)
+        assert torch.equal(queue.keys, before) and queue.pointer == 0
+    KeyQueue(5).load_state_dict({})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        queue.load_state_dict({"keys": torch.zeros(5, 3)})
+    with pytest.raises(RuntimeError, match="size mismatch for keys"):
+        queue.load_state_dict({**unfed, "keys": torch.zeros(6, 0)})
+
+
+def test_memory_bank_names_its_next_row_as_lightly() -> None:
+    module = MemoryBankModule((6, 3))
+    module(torch.randn(4, 3), update=True)
+    assert module.bank_ptr == 4 and MemoryBankModule(0).bank_ptr is None

@@ -14,6 +14,8 @@ from pyssl_fast.functional.similarity.spectral import spectral_contrastive
 from pyssl_fast.functional.similarity.sup_con import sup_con
 from pyssl_fast.functional.similarity.triplet import triplet_margin, triplet_margin_in_batch
 
+info_nce_loss = info_nce  # as PyTorch names losses
+
 __all__ = [
     "Metrics",
     "alignment",
@@ -23,6 +25,7 @@ __all__ = [
     "embedding_info_nce",
     "hard_negative_nt_xent",
     "info_nce",
+    "info_nce_loss",
     "koleo",
     "mean_shift",
     "nearest_neighbours",

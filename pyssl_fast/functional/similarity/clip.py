@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyssl_fast.functional.checks import check_alike, check_embeddings, check_ids
+from pyssl_fast.functional.checks import autocast_together, check_alike, check_embeddings, check_ids
 from pyssl_fast.functional.similarity.softmax import Result, check_options, factor, finish, fused
 
 
@@ -49,6 +49,7 @@ def clip_loss(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range, by name.
         RuntimeError: a backend was asked for that cannot run on these tensors.
     """
+    image_features, text_features = autocast_together(image_features, text_features)
     check_embeddings("image_features", image_features)
     check_embeddings("text_features", text_features)
     check_alike("text_features", text_features, "image_features", image_features)

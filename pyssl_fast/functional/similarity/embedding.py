@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pyssl_fast.functional.checks import (
+    autocast_dtype,
+    autocast_together,
     check_alike,
     check_count,
     check_embeddings,
@@ -28,6 +30,7 @@ from pyssl_fast.functional.similarity.softmax import (
     inverse,
     join,
     pair_logits,
+    rounding,
 )
 
 
@@ -41,6 +44,7 @@ def embedding_info_nce(
     document_document: bool = False,
     margin: float | None = None,
     ids: Tensor | None = None,
+    hard_negative_ids: Tensor | None = None,
     matryoshka_dims: Sequence[int] | None = None,
     matryoshka_weights: Sequence[float] | None = None,
     weight: Tensor | None = None,
@@ -65,8 +69,10 @@ def embedding_info_nce(
         temperature: τ ≠ 0, a number or a Tensor with one element, which gets its exact gradient.
         query_query, document_document: whether the queries (documents) are each other's negatives too.
         margin: leave out as false negatives the pairs that are more similar than (q_i, d_i) by more than this, in
-            units of cosine similarity. None keeps all. Not together with label smoothing; needs τ > 0.
+            units of cosine similarity. None keeps all. What is within rounding of that bound stays: 1e-5, or the
+            dtype's eps in half precision. Not together with label smoothing; needs τ > 0.
         ids: [B] integers: rows of equal ids are no negatives of each other (the same document twice in a batch).
+        hard_negative_ids: [B, K] integers: hard negatives whose id is the row's are no negatives. Needs ids.
         matryoshka_dims: train these prefixes of the embeddings, each normalised by itself (Kusupati et al. 2022); the
             loss is the sum over them.
         matryoshka_weights: of the prefixes; 1 each without.
@@ -84,6 +90,10 @@ def embedding_info_nce(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range, by name.
         RuntimeError: a backend was asked for that cannot run on these tensors.
     """
+    if hard_negatives is None:
+        query, document = autocast_together(query, document)
+    else:
+        query, document, hard_negatives = autocast_together(query, document, hard_negatives)
     check_embeddings("query", query)
     check_embeddings("document", document)
     check_alike("document", document, "query", query)
@@ -96,6 +106,13 @@ def embedding_info_nce(
     options = check_options(rows, "query", query, weight, reduction, label_smoothing, debias, return_metrics)
     scale = inverse(temperature, query)
     ids = check_ids("ids", ids, rows, "query", query)
+    keep: Tensor | None = None
+    if hard_negative_ids is not None:
+        if ids is None or hard_negatives is None:
+            raise ValueError("hard_negative_ids need ids and hard_negatives")
+        others = check_ids("hard_negative_ids", hard_negative_ids, tuple(hard_negatives.shape[:2]), "query", query)
+        assert others is not None
+        keep = ids[:, None] != others
     if margin is not None:
         _check_margin(margin, temperature, label_smoothing)
     dims, weights = _prefixes(width, matryoshka_dims, matryoshka_weights)
@@ -111,6 +128,7 @@ def embedding_info_nce(
             document_document,
             margin,
             ids,
+            keep,
         )
         for dim in dims
     ]
@@ -157,17 +175,26 @@ def _prefix_loss(
     document_document: bool,
     margin: float | None,
     ids: Tensor | None,
+    keep: Tensor | None,
 ) -> Result:
     limit = None
     if margin is not None:
-        limit = scale.detach().double() * (dots(query.detach(), document.detach()) + margin)
+        dtype = autocast_dtype(query)
+        if dtype is not None and query.dtype != torch.float64:
+            # The operator would see these, and a limit from others would part what is equal.
+            query, document = query.to(dtype), document.to(dtype)
+            hard_negatives = None if hard_negatives is None else hard_negatives.to(dtype)
+        limit = scale.detach().double() * (dots(query.detach(), document.detach()) + margin + rounding(query))
     negatives, positive = fused(query, document, scale, options, row_ids=ids, column_ids=ids, row_limit=limit, views=2)
     for x, asked in ((query, query_query), (document, document_document)):
         if asked:
             negatives = join(negatives, _among(x, scale, options, ids, limit))
     if hard_negatives is not None:
         t = pair_logits(query, hard_negatives, scale)
-        negatives = join(negatives, explicit(t, None if limit is None else t <= limit[:, None], options))
+        if limit is not None:
+            near = t <= limit[:, None]
+            keep = near if keep is None else near & keep
+        negatives = join(negatives, explicit(t, keep, options))
     return finish(negatives, positive, scale, options, query)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,34 @@ def count_equal(row_ids: Tensor, column_ids: Tensor) -> Tensor:
 
 
 def sum_equal(row_ids: Tensor, column_ids: Tensor, columns: Tensor) -> Tensor:
-    """[M, D]: the sum of those of the [N, D] columns whose id is the row's. O((M + N)·(D + log N))."""
-    ordered = column_ids.sort().values
-    place = torch.searchsorted(ordered, column_ids)  # one place for every id that occurs
-    sums = torch.zeros_like(columns).index_add(0, place, columns)
-    found = torch.searchsorted(ordered, row_ids).clamp_max(len(ordered) - 1)
-    return sums[found] * (ordered[found] == row_ids)[:, None]
+    """[M, D]: the sum of those of the [N, D] columns whose id is the row's. O((M + N)·(D + log N)).
+
+    In the order of the columns, and so is the gradient in that of the rows: index_add has none on a GPU.
+    """
+    # One tensor twice does not trace.
+    result: Tensor = _SumEqual.apply(row_ids, None if column_ids is row_ids else column_ids, columns)
+    return result
+
+
+class _SumEqual(torch.autograd.Function):
+    """Linear in the columns; its transpose is itself with rows and columns exchanged."""
+
+    @staticmethod
+    def forward(row_ids: Tensor, column_ids: Tensor | None, columns: Tensor) -> Tensor:
+        column_ids = row_ids if column_ids is None else column_ids
+        ordered, order = column_ids.sort(stable=True)
+        first = torch.searchsorted(ordered, ordered)  # where the sum of an id will stand; the other places hold 0
+        length = torch.searchsorted(ordered, ordered, right=True) - first
+        length = length.masked_fill(first != torch.arange(len(ordered), device=ordered.device), 0)
+        sums = torch.segment_reduce(columns[order], "sum", lengths=length, axis=0, unsafe=True, initial=0)
+        found = torch.searchsorted(ordered, row_ids).clamp_max(len(ordered) - 1)
+        return sums[found].masked_fill((ordered[found] != row_ids)[:, None], 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+        row_ids, column_ids = ctx.saved_tensors
+        return None, None, sum_equal(row_ids if column_ids is None else column_ids, row_ids, grad)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyssl_fast import backend
 from pyssl_fast.functional.checks import (
+    autocast_together,
     check_alike,
     check_count,
     check_embeddings,
@@ -38,6 +39,7 @@ def negative_cosine_similarity(
         TypeError: inputs that are no floating-point tensors, or of two dtypes.
         ValueError: empty inputs, two shapes or devices, no such dim, a bad eps, an unknown reduction.
     """
+    x0, x1 = autocast_together(x0, x1, elementwise=True)
     for name, x in (("x0", x0), ("x1", x1)):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"{name} must be a floating-point Tensor; got {getattr(x, 'dtype', type(x).__name__)}")
@@ -67,6 +69,7 @@ def alignment(z0: Tensor, z1: Tensor, alpha: float = 2.0, *, reduction: str = "m
         TypeError: integer embeddings, two dtypes, an alpha that is no number.
         ValueError: two shapes or devices, an empty batch, an alpha that is not positive, an unknown reduction.
     """
+    z0, z1 = autocast_together(z0, z1, elementwise=True)
     check_embeddings("z0", z0)
     check_embeddings("z1", z1)
     check_alike("z1", z1, "z0", z0)
@@ -125,11 +128,11 @@ def koleo(x: Tensor, p: float = 2, eps: float = 1e-8, *, topk: int = 1, reductio
 
     The rows are normalised; the neighbour is the one with the largest cosine similarity, found without the [N, N]
     similarities, half of which are formed: N²·D operations, and memory O(N·D·topk). The distance itself is taken from
-    the rows' difference, in float64: near duplicates keep a finite loss in half precision too.
+    the rows' difference, in float32 at least: near duplicates keep a finite loss in half precision too.
 
     Args:
         x: [N, D], N > topk: float32, float16, bfloat16 or float64.
-        p: norm of the distance ‖u − v + eps‖_p.
+        p: norm of the distance ‖u − v + eps‖_p, inf too.
         eps: added to the difference and to the distance; shorter rows are divided by it.
         topk: the number of nearest rows whose distances count (DINOv3's KoLeo).
         reduction: "mean", "sum", or "none".
@@ -143,17 +146,17 @@ def koleo(x: Tensor, p: float = 2, eps: float = 1e-8, *, topk: int = 1, reductio
     """
     check_embeddings("x", x)
     check_two_rows("x", x)
-    check_number("p", p)
+    check_number("p", p, high=torch.inf)
     check_number("eps", eps)
     check_reduction(reduction)
     check_count("topk", topk)
     if topk >= x.shape[0]:
         raise ValueError(f"topk must be {x.shape[0] - 1} at most, the number of other rows; got {topk}")
-    u = F.normalize(x.double(), dim=1, eps=eps)
+    u = F.normalize(x.to(statistics_dtype(x)), dim=1, eps=eps)
     _, index = nearest_neighbours(u.detach().to(x.dtype), None, topk, normalize=False)
     # [N, topk]; where x is not a number there may be no neighbour (−1), and the row's own NaN is the answer.
-    near = u[index.clamp_min(0)]
-    loss = -(F.pairwise_distance(u[:, None].expand_as(near), near, p, eps) + eps).log()
+    near = u.index_select(0, index.clamp_min(0).view(-1)).view(-1, topk, u.shape[1])
+    loss = -(F.pairwise_distance(u[:, None], near, p, eps) + eps).log()
     return reduce(loss, reduction).to(statistics_dtype(x))
 
 

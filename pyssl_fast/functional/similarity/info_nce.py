@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyssl_fast.functional.checks import check_alike, check_embeddings, check_ids, check_kin
+from pyssl_fast.functional.checks import autocast_together, check_alike, check_embeddings, check_ids, check_kin
 from pyssl_fast.functional.similarity.softmax import (
     Negatives,
     Options,
@@ -28,8 +28,8 @@ def info_nce(
     negative_keys: Tensor | None = None,
     temperature: float | Tensor = 0.1,
     reduction: str = "mean",
-    *,
     negative_mode: str = "unpaired",
+    *,
     negatives_normalized: bool = False,
     ids: Tensor | None = None,
     negative_ids: Tensor | None = None,
@@ -74,6 +74,10 @@ def info_nce(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range, by name.
         RuntimeError: a backend was asked for that cannot run on these tensors.
     """
+    if isinstance(negative_keys, Tensor) and (negative_mode == "paired" or negative_keys.requires_grad):
+        query, positive_key, negative_keys = autocast_together(query, positive_key, negative_keys)
+    else:
+        query, positive_key = autocast_together(query, positive_key)
     check_embeddings("query", query)
     check_embeddings("positive_key", positive_key)
     check_alike("positive_key", positive_key, "query", query)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyssl_fast import backend
 from pyssl_fast.functional.checks import (
+    autocast_together,
     check_alike,
     check_count,
     check_embeddings,
@@ -111,6 +112,7 @@ def nnclr(
             read on the CPU only), an option out of its range.
         RuntimeError: a backend was asked for that cannot run on these tensors.
     """
+    neighbours, predictions = autocast_together(neighbours, predictions)
     check_embeddings("neighbours", neighbours)
     check_embeddings("predictions", predictions)
     check_alike("predictions", predictions, "neighbours", neighbours)
@@ -163,6 +165,7 @@ def mean_shift(
         ValueError: shapes that do not fit, two devices, empty matrices, count out of range, metrics without labels.
         RuntimeError: a backend was asked for that cannot run on these tensors.
     """
+    query, target = autocast_together(query, target, elementwise=True)
     check_embeddings("query", query)
     check_embeddings("target", target)
     check_alike("target", target, "query", query)
@@ -178,8 +181,9 @@ def mean_shift(
     index = index.clamp_min(0)  # −1 where the target is not a number, nor then is the loss
     apart = unit(query)[:, None] - unit(keys[index], normalize_bank)  # [N, count, D]; 2 − 2cos has fewer digits
     loss = apart.square().sum(2).mean(1) + 0 * aim.sum(1, dtype=torch.float64)
-    loss = reduce(loss, reduction, weight).to(statistics_dtype(query))
+    result = reduce(loss, reduction, weight).to(statistics_dtype(query))
     if not return_metrics:
-        return loss
+        return result
     assert labels is not None and bank_labels is not None
-    return loss, (bank_labels[index] == labels[:, None]).to(loss.dtype).mean()
+    hit = (bank_labels[index] == labels[:, None]).to(result.dtype).mean(1)
+    return result, hit.masked_fill(loss.isnan(), torch.nan).mean()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyssl_fast.functional.checks import check_alike, check_embeddings, check_ids
+from pyssl_fast.functional.checks import autocast_together, check_alike, check_embeddings, check_ids
 from pyssl_fast.functional.similarity.softmax import Options, Result, check_options, finish, fused, inverse
 
 
@@ -65,8 +65,9 @@ def nt_xent(
 
 
 def check_views(z0: Tensor, z1: Tensor, extra_views: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+    views = autocast_together(z0, z1, *extra_views)
+    z0 = views[0]
     check_embeddings("z0", z0)
-    views = (z0, z1, *extra_views)
     for number, view in enumerate(views[1:], start=1):
         name = "z1" if number == 1 else f"extra_views[{number - 2}]"
         check_embeddings(name, view)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from pyssl_fast import backend
-from pyssl_fast.functional.checks import check_embeddings, check_ids, check_kin, check_reduction, check_weight
+from pyssl_fast.functional.checks import (
+    autocast_together,
+    check_embeddings,
+    check_ids,
+    check_kin,
+    check_reduction,
+    check_weight,
+)
 from pyssl_fast.functional.similarity.groups import count_equal
 from pyssl_fast.functional.similarity.softmax import factor
 from pyssl_fast.ops.similarity import statistics_dtype
@@ -36,7 +43,7 @@ def siglip(
             multiplies (it is exp of open_clip's parameter); no bias is 0.
         ids: [M] integers if M = N, or two, [M] and [N]: images and texts with equal ids belong together. An image
             with k texts weighs each of its positives 1/k. None: image i and text i.
-        weight: [M] of every image; gets no gradient.
+        weight: [M] of every image; constant: they get no gradient, with any reduction.
         reduction: "mean" over the images (Σ w·loss / Σ w), "sum", or "none".
 
     Returns:
@@ -48,6 +55,7 @@ def siglip(
         ValueError: shapes that do not fit, two devices, an empty batch, an unknown reduction.
         RuntimeError: a backend was asked for that cannot run on these tensors.
     """
+    image_features, text_features = autocast_together(image_features, text_features)
     check_embeddings("image_features", image_features)
     check_embeddings("text_features", text_features)
     check_kin("text_features", text_features, "image_features", image_features)
@@ -70,7 +78,7 @@ def siglip(
         if row_ids is None or column_ids is None:
             raise TypeError("ids must be an integer Tensor of images and one of texts; got None")
         positive_weight = count_equal(row_ids, column_ids).clamp_min(1).double().reciprocal()
-    row_weight = ones if weight is None else weight.double()
+    row_weight = ones if weight is None else weight.detach().double()
     dtype, name = statistics_dtype(q), backend.choose("similarity", q)
     if reduction == "none":
         loss = torch.ops.pyssl_fast.sigmoid_rows(q, k, scale, bias, row_ids, column_ids, positive_weight, name)

@@ -15,18 +15,21 @@ from torch import Tensor
 
 from pyssl_fast import backend
 from pyssl_fast.functional.checks import (
+    autocast_dtype,
     check_number,
     check_reduction,
     check_scalar,
     check_temperature,
     check_weight,
     check_within,
+    readable,
     reduce,
 )
 from pyssl_fast.functional.similarity.groups import count_equal, sum_equal
 from pyssl_fast.ops.similarity import COLUMNS, NEGATIVES, ROWS, statistics_dtype
 
 NORM_EPS = 1e-12  # F.normalize's
+ROUNDING = 1e-5  # of a similarity: a positive and a tile's entry are summed in different order
 
 # A loss; with return_metrics=True the pair (loss, Metrics). `Any` spares callers a cast for either.
 Result: TypeAlias = Tensor | Any
@@ -36,7 +39,8 @@ class Metrics(NamedTuple):
     """What training looks at, from the loss's own pass; no gradients. Similarities are cosines (⟨q, k⟩ where the loss
     does not normalise), that is logits times the temperature.
 
-    accuracy: [] share of the rows whose best positive is at least as similar as every negative (top-1 retrieval).
+    accuracy: [] share of the rows whose best positive is at least as similar as every negative, up to rounding
+    (top-1 retrieval); NaN if a row is.
     positive: [] mean similarity of the positives. negative: [] of the negatives; NaN if there are none.
     lse: log Σ exp over the logits of a row's positives and negatives, shaped as the loss with reduction="none".
     """
@@ -61,15 +65,17 @@ class Negatives(NamedTuple):
     """The logits t of every row's negatives, reduced; float64.
 
     lse: [R] log Σ exp(t); −inf where there are none.
-    number: [R], or one that holds for all.
+    number: [R], or one that holds for all; with ids 0 where neither smoothing nor debiasing asks for it.
     total: [R] Σ t with its gradient, where label smoothing asks for it.
     statistics: [3, R] largest t, Σ t and their number without gradient, where metrics or limits ask for it.
+    rounding: by what share of them the t may be off.
     """
 
     lse: Tensor
     number: Tensor | int
     total: Tensor | None
     statistics: Tensor | None
+    rounding: float = ROUNDING
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -104,12 +110,18 @@ def check_options(
     check_number("label_smoothing", label_smoothing, 0, 1)
     if isinstance(debias, Tensor) and debias.dim() == 1:
         check_weight("debias", debias, samples, like_name, like)
+        if readable(debias) and not bool(((debias >= 0) & (debias < 1)).all()):
+            raise ValueError(f"debias must be 0 to 1 (excluded) in every row; got {debias.detach().tolist()}")
     else:
         check_within("debias", debias, 0, 1, open_end=True)
     debiased = isinstance(debias, Tensor) or debias > 0
     if debiased and label_smoothing > 0:
         raise ValueError("label_smoothing and debias do not combine")
-    share = torch.as_tensor(debias, dtype=torch.float64, device=like.device) if debiased else None
+    share = None
+    if isinstance(debias, Tensor):
+        share = debias.to(like.device, torch.float64)
+    elif debiased:
+        share = torch.full((), debias, dtype=torch.float64, device=like.device)  # as_tensor would wait for a GPU
     return Options(weight, reduction, label_smoothing, share, return_metrics)
 
 
@@ -149,6 +161,15 @@ def unit_like(x: Tensor) -> Tensor:
 def dots(a: Tensor, b: Tensor, normalize: bool = True) -> Tensor:
     """[R] float64: ⟨a_i, b_i⟩ of [R, D] rows."""
     return (unit(a, normalize) * unit(b, normalize)).sum(1)
+
+
+def rounding(x: Tensor, normalize: bool = True) -> float:
+    """By how much the cosine of two rows in a tile may differ from a positive's, of which nothing is rounded.
+
+    Unit rows are rounded to the dtype that tiles are multiplied in, each entry by eps/2 at most.
+    """
+    dtype = x.dtype if x.dtype == torch.float64 else autocast_dtype(x) or x.dtype
+    return max(ROUNDING, torch.finfo(dtype).eps) if normalize else ROUNDING
 
 
 def fused(
@@ -198,20 +219,21 @@ def fused(
     if columns:
         positive = torch.cat((positive, positive), 1)
     count: Tensor | int
+    counted = _counts(options) or beta > 0
     if row_limit is not None:
         count, total = statistics[2], None
     else:
-        count, total = _class_sums(q, k, scale, row_ids, column_ids, views, normalize, options)
+        count, total = _class_sums(q, k, scale, row_ids, column_ids, views, normalize, options, counted)
         if columns:
             assert k is not None
-            more, other = _class_sums(k, q, scale, column_ids, row_ids, views, normalize, options)
+            more, other = _class_sums(k, q, scale, column_ids, row_ids, views, normalize, options, counted)
             count = torch.cat((count, more)) if isinstance(count, Tensor) and isinstance(more, Tensor) else count
             total = None if total is None or other is None else torch.cat((total, other))
     if beta:  # log(N·Σ exp((1 + β)·t) / Σ exp(β·t))
         high, low = lse.view(2, -1)
         none = low == -torch.inf
         lse = (high.masked_fill(none, 0) - low.masked_fill(none, 0) + _log(count, q)).masked_fill(none, -torch.inf)
-    return Negatives(lse, count, total, statistics if watch else None), positive
+    return Negatives(lse, count, total, statistics if watch else None, rounding(q, normalize)), positive
 
 
 def against_bank(
@@ -243,7 +265,7 @@ def against_bank(
             column_ids=column_ids,
             row_limit=row_limit,
             normalize=not unit_keys,
-        )[0]
+        )[0]._replace(rounding=rounding(q))
     u, v = unit_like(q), k if unit_keys else unit_like(k)
     watch = options.metrics or row_limit is not None
     lse, _, statistics = torch.ops.pyssl_fast.bank_contrast(
@@ -259,9 +281,9 @@ def against_bank(
         backend.choose("similarity", u),
     )
     if row_limit is not None:
-        return Negatives(lse[0], statistics[2], None, statistics)
-    count, total = _class_sums(u, v, scale, row_ids, column_ids, 0, False, options)
-    return Negatives(lse[0], count, total, statistics if watch else None)
+        return Negatives(lse[0], statistics[2], None, statistics, rounding(q))
+    count, total = _class_sums(u, v, scale, row_ids, column_ids, 0, False, options, _counts(options))
+    return Negatives(lse[0], count, total, statistics if watch else None, rounding(q))
 
 
 def pair_logits(q: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
@@ -290,7 +312,9 @@ def join(a: Negatives, b: Negatives) -> Negatives:
     if a.statistics is not None and b.statistics is not None:
         largest = torch.maximum(a.statistics[0], b.statistics[0])
         statistics = torch.cat((largest[None], a.statistics[1:] + b.statistics[1:]))
-    return Negatives(_logsumexp(torch.stack((a.lse, b.lse)), 0), a.number + b.number, total, statistics)
+    return Negatives(
+        _logsumexp(torch.stack((a.lse, b.lse)), 0), a.number + b.number, total, statistics, max(a.rounding, b.rounding)
+    )
 
 
 def _logsumexp(x: Tensor, dim: int) -> Tensor:
@@ -308,6 +332,11 @@ def _log(count: Tensor | int, like: Tensor) -> Tensor:
 # ---- sums over the classes: for label smoothing and debiasing --------------------------------------------------------
 
 
+def _counts(options: Options) -> bool:
+    """Whether the loss asks how many negatives a row has."""
+    return options.label_smoothing > 0 or options.debias is not None
+
+
 def _class_sums(
     q: Tensor,
     k: Tensor | None,
@@ -317,8 +346,12 @@ def _class_sums(
     views: int,
     normalize: bool,
     options: Options,
+    counted: bool,
 ) -> tuple[Tensor | int, Tensor | None]:
-    """Of every row's negatives the number, and Σ t with its gradient: scale·⟨q_i, all keys − those that are none⟩."""
+    """Of every row's negatives the number, and Σ t with its gradient: scale·⟨q_i, all keys − those that are none⟩.
+
+    To count by ids takes a sort of all of them: unless `counted`, the number is then 0.
+    """
     rows, columns = q.shape[0], q.shape[0] if k is None else k.shape[0]
     smoothing = options.label_smoothing > 0
     if row_ids is None or (k is not None and column_ids is None):
@@ -332,6 +365,8 @@ def _class_sums(
         else:
             own = u if not views else u.view(views, rows // views, -1).sum(0).repeat(views, 1)
         return columns - excluded, scale.double() * (u * (v.sum(0) - own)).sum(1)
+    if not counted:
+        return 0, None
     column_ids = row_ids if column_ids is None or k is None else column_ids
     number = (columns - count_equal(row_ids, column_ids)).double()
     if not smoothing:
@@ -414,8 +449,11 @@ def _metrics(
     assert negatives.statistics is not None
     largest, total, number = negatives.statistics
     factor = scale.detach().double()
+    best = positive.amax(0)
+    hit = best >= largest - negatives.rounding * largest.abs()
+    accuracy = hit.double().masked_fill(best.isnan() | negatives.lse.detach().isnan(), torch.nan)
     return Metrics(
-        (positive.amax(0) >= largest).to(dtype).mean(),
+        accuracy.to(dtype).mean(),
         (positive.mean() / factor).to(dtype),
         (total.sum() / number.sum() / factor).to(dtype),
         _logsumexp(torch.cat((negatives.lse.detach()[None], positive)), 0).view(shape).to(dtype),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyssl_fast.functional.checks import check_alike, check_embeddings, check_number
+from pyssl_fast.functional.checks import autocast_together, check_alike, check_embeddings, check_number
 from pyssl_fast.functional.similarity.hypersphere import check_two_rows
 from pyssl_fast.ops.similarity import statistics_dtype
 
@@ -31,6 +31,7 @@ def spectral_contrastive(z0: Tensor, z1: Tensor, mu: float = 1.0) -> Tensor:
         TypeError: integer embeddings, two dtypes, a mu that is no number.
         ValueError: two shapes or devices, fewer than two rows, no columns, a mu that is not positive.
     """
+    z0, z1 = autocast_together(z0, z1)
     check_embeddings("z0", z0)
     check_embeddings("z1", z1)
     check_alike("z1", z1, "z0", z0)

@@ -11,6 +11,7 @@ from pyssl_fast.functional.checks import check_choice, check_embeddings, check_i
 from pyssl_fast.functional.similarity.groups import count_equal, sum_equal
 from pyssl_fast.functional.similarity.hypersphere import check_two_rows
 from pyssl_fast.functional.similarity.softmax import (
+    ROUNDING,
     Metrics,
     Negatives,
     Options,
@@ -59,7 +60,7 @@ def sup_con(
 
     Args:
         features: [B, V, …], V views of B samples, or [B, D] one view: float32, float16, bfloat16 or float64.
-        labels: [B] integers. Without labels and mask every sample is its own class (SimCLR).
+        labels: [B] or [B, 1] integers. Without labels and mask every sample is its own class (SimCLR).
         mask: [B, B] bool or numbers, how much sample j is a positive of sample i; asymmetric if need be. Not with
             labels. "out" alone, whose mean is linear in the logits.
         temperature: τ ≠ 0, a number or a Tensor with one element, which gets its exact gradient.
@@ -76,7 +77,8 @@ def sup_con(
             negatives (Chuang et al. 2020, eq. 8), of which e^(1/τ) bounds the logits: for normalised rows. Not together
             with label smoothing or a mask.
         return_metrics: return (loss, `Metrics`). Its accuracy is the share of the anchors with positives whose most
-            similar row is one of them; that takes a search, half a matrix product more.
+            similar row is one of them, or as similar as one up to rounding; NaN where a row is. That takes a search,
+            half a matrix product more.
 
     Returns:
         [] loss, or [V, B] with reduction="none" ([B] with one view of anchors); float32 (float64 for float64
@@ -99,6 +101,8 @@ def sup_con(
     ):
         check_choice(name, value, choices)
     options = check_options(samples, "features", features, weight, reduction, label_smoothing, debias, return_metrics)
+    if isinstance(labels, Tensor) and labels.shape == (samples, 1):
+        labels = labels[:, 0]
     ids = check_ids("labels", labels, samples, "features", features)
     if mask is not None:
         _check_mask(mask, labels, samples, features)
@@ -152,7 +156,7 @@ def sup_con(
     if not options.metrics:
         return loss
     assert everything is not None
-    hit = _nearest_is_positive(z, u, ids, mask, groups, views) & ~none
+    hit = (_nearest_is_positive(z, u, ids, mask, groups, views) & ~none).double().masked_fill(lse.isnan(), torch.nan)
     cosine, pairs = positive.detach().sum(), count.sum()
     return loss, Metrics(
         (hit.sum() / (~none).sum()).to(dtype),
@@ -219,20 +223,24 @@ def _reduce(loss: Tensor, skip: Tensor | None, options: Options) -> Tensor:
 def _nearest_is_positive(
     z: Tensor, u: Tensor, ids: Tensor | None, mask: Tensor | None, groups: int, views: int
 ) -> Tensor:
-    """[A] bool: whether the most similar other row is a positive."""
+    """[A] bool: whether the most similar other row is a positive, or one of the next three that are as similar is."""
     row = torch.arange(z.shape[0], device=z.device)
     samples, anchors = z.shape[0] // views, z.shape[0] // views * groups
     k = u.detach().to(z.dtype)
     name = backend.choose("similarity", z)
     if groups == views:
-        _, index = torch.ops.pyssl_fast.neighbours(k, None, 1, None, None, name)
+        similarity, index = torch.ops.pyssl_fast.neighbours(k, None, min(4, z.shape[0] - 1), None, None, name)
     else:
-        _, index = torch.ops.pyssl_fast.neighbours(k[:anchors], k, 1, row[:anchors], row, name)
-    sample, nearest = row[:anchors] % samples, index[:, 0].clamp_min(0) % samples
+        similarity, index = torch.ops.pyssl_fast.neighbours(
+            k[:anchors], k, min(4, z.shape[0] - 1), row[:anchors], row, name
+        )
+    largest = similarity[:, :1]
+    nearest = (similarity >= largest - ROUNDING * largest.abs()) & (index >= 0)
+    sample, other = (row[:anchors] % samples)[:, None], index.clamp_min(0) % samples
     if mask is not None:
-        return mask[sample, nearest] != 0
+        return ((mask[sample, other] != 0) & nearest).any(1)
     assert ids is not None
-    return ids[sample] == ids[nearest]
+    return ((ids[sample] == ids[other]) & nearest).any(1)
 
 
 def _check_mask(mask: Tensor, labels: Tensor | None, samples: int, like: Tensor) -> None:

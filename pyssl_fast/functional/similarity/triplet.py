@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyssl_fast import backend
 from pyssl_fast.functional.checks import (
+    autocast_together,
     check_alike,
     check_choice,
     check_embeddings,
@@ -41,7 +42,7 @@ def triplet_margin(
     Args:
         anchor, positive, negative: [N, D], alike: float32, float16, bfloat16 or float64.
         margin: > 0.
-        p: norm of the distance.
+        p: norm of the distance, inf too.
         eps: added to the differences.
         swap: let d(p, n) take the place of d(a, n) where it is smaller (Balntas et al. 2016).
         reduction: "mean", "sum", or "none".
@@ -53,12 +54,13 @@ def triplet_margin(
         TypeError: integer embeddings, two dtypes, a margin, p or eps that is no number.
         ValueError: two shapes or devices, an empty batch, a margin, p or eps out of range, an unknown reduction.
     """
+    anchor, positive, negative = autocast_together(anchor, positive, negative, elementwise=True)
     check_embeddings("anchor", anchor)
     for name, x in (("positive", positive), ("negative", negative)):
         check_embeddings(name, x)
         check_alike(name, x, "anchor", anchor)
     for name, value in (("margin", margin), ("p", p), ("eps", eps)):
-        check_number(name, value)
+        check_number(name, value, high=torch.inf if name == "p" else 1e30)
     check_reduction(reduction)
     a, b, c = (x.to(statistics_dtype(x)) for x in (anchor, positive, negative))
     far = F.pairwise_distance(a, c, p, eps)

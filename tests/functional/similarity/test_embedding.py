@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import pyssl_fast
 from pyssl_fast.functional import embedding_info_nce, info_nce
+from pyssl_fast.losses import EmbeddingInfoNCELoss
 
 GENERATOR = torch.Generator().manual_seed(0)
 TOPICS = torch.randn(7, 8, generator=GENERATOR, dtype=torch.float64)
@@ -151,3 +153,40 @@ def test_bad_input_is_named(case) -> None:
     arguments, keywords, error, message = case
     with pytest.raises(error, match=message):
         embedding_info_nce(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_documents_twice_in_a_batch_stay_negatives_at_margin_0(backend: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    q, d = torch.randn(2, 48, 40, generator=generator)
+    # Values that bfloat16 holds: every dtype sees the same numbers. Hard negative 0 is the row's own document.
+    q, d = q.bfloat16().repeat(2, 1), (q + 0.3 * d).bfloat16().repeat(2, 1)
+    hard = torch.stack((d, d.flip(0)), 1)
+    options = {"margin": 0.0, "temperature": 0.5, "reduction": "none"}
+    with pyssl_fast.use_backend(backend):
+        truth = embedding_info_nce(q.double(), d.double(), hard.double(), **options)
+        free = embedding_info_nce(q.double(), d.double(), hard.double(), **{**options, "margin": None})
+        torch.testing.assert_close(truth, free)  # what is most similar is a duplicate
+        for dtype in (torch.float32, torch.bfloat16):
+            loss = embedding_info_nce(q.to(dtype), d.to(dtype), hard.to(dtype), **options)
+            torch.testing.assert_close(loss, truth.float(), rtol=1e-2, atol=0)  # one negative less is 0.05 and more
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = embedding_info_nce(q.float(), d.float(), hard.float(), **options)
+        torch.testing.assert_close(loss, truth.float(), rtol=1e-2, atol=0)
+
+
+def test_hard_negatives_of_the_same_id_are_none() -> None:
+    q, d, hard = texts()
+    ids, hard_ids = torch.arange(7), torch.arange(7)[:, None] + torch.tensor([1, 0, 5])
+    for margin in (None, 0.1):
+        options = {"margin": margin, "reduction": "none", "ids": ids}
+        rows = embedding_info_nce(q, d, hard, hard_negative_ids=hard_ids, **options)
+        torch.testing.assert_close(rows, embedding_info_nce(q, d, hard[:, [0, 2]], **options))
+    module = EmbeddingInfoNCELoss(reduction="none")
+    want = embedding_info_nce(q, d, hard[:, [0, 2]], ids=ids, reduction="none")
+    torch.testing.assert_close(module(q, d, hard, ids=ids, hard_negative_ids=hard_ids), want)
+    for keywords in ({}, {"ids": ids}):
+        with pytest.raises(ValueError, match="hard_negative_ids need ids and hard_negatives"):
+            embedding_info_nce(q, d, None if keywords else hard, hard_negative_ids=hard_ids, **keywords)
+    with pytest.raises(ValueError, match=r"hard_negative_ids must have shape \[7, 3\]; got \[7, 2\]"):
+        embedding_info_nce(q, d, hard, ids=ids, hard_negative_ids=hard_ids[:, :2])

@@ -11,7 +11,7 @@ from lightly.loss.hypersphere_loss import HypersphereLoss as LightlyHypersphereL
 
 import pyssl_fast
 from pyssl_fast.functional import alignment, koleo, negative_cosine_similarity, uniformity
-from pyssl_fast.losses import HypersphereLoss
+from pyssl_fast.losses import HypersphereLoss, KoLeoLoss
 from tests.functional.similarity.peers import assert_like_peer, rows
 
 
@@ -171,3 +171,18 @@ def test_bad_input_is_named(case) -> None:
     function, arguments, keywords, error, message = case
     with pytest.raises(error, match=message):
         function(*arguments, **keywords)
+
+
+def test_koleo_of_the_largest_difference_is_lightlys() -> None:
+    loss = KoLeoLoss(p=float("inf"))
+    assert_like_peer(loss, LightlyKoLeoLoss(p=float("inf")), (rows(9, 6),))
+    assert loss.pairwise_distance.norm == float("inf") and loss.pairwise_distance.eps == loss.eps
+
+
+@pytest.mark.parametrize("loss", [negative_cosine_similarity, alignment])
+def test_two_dtypes_under_autocast_promote(loss) -> None:
+    a, b = rows(6, 4).requires_grad_(), rows(6, 4, 1).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(a, b)
+    torch.testing.assert_close(found, loss(a, b.float()))
+    assert [x.dtype for x in torch.autograd.grad(found, [a, b])] == [torch.float32, torch.bfloat16]

@@ -151,3 +151,18 @@ def test_bad_input_is_named(case) -> None:
     arguments, keywords, error, message = case
     with pytest.raises(error, match=message):
         siglip(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("learned", [True, False])
+def test_weights_are_constants(reduction: str, learned: bool) -> None:
+    image, text, weight = rows(8, 5).requires_grad_(learned), rows(8, 5, 1), torch.rand(8)
+    want = siglip(image, text, 2.0, weight=weight, reduction=reduction).sum()
+    weight = weight.clone().requires_grad_()
+    loss = siglip(image, text, 2.0, weight=weight, reduction=reduction).sum()
+    torch.testing.assert_close(loss, want)
+    assert loss.requires_grad == learned
+    if learned:
+        gradient, none = torch.autograd.grad(loss, [image, weight], allow_unused=True)
+        torch.testing.assert_close(gradient, torch.autograd.grad(want, image)[0])
+        assert none is None

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import pyssl_fast
+from pyssl_fast.functional import clip_loss, info_nce
+from pyssl_fast.functional.similarity import softmax
 from tests.contract import assert_within_contract
-from tests.functional.similarity.cases import MEMBERS, Member
+from tests.functional.similarity.cases import MEMBERS, Member, further
 
 every_member = pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
 always = settings(max_examples=8, deadline=None, print_blob=True)
@@ -312,3 +315,76 @@ def test_bad_options_are_named(member: Member, case: tuple[dict[str, Any], type[
         error, message = TypeError, "label_smoothing"
     with pytest.raises(error, match=message):
         member.call(member.inputs(4, 3), 0.5, **options)
+
+
+@every_member
+def test_debias_of_every_sample_is_checked(member: Member) -> None:
+    inputs = member.inputs(4, 3)
+    for wrong in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"debias must be 0 to 1 \(excluded\) in every row"):
+            member.call(inputs, 0.5, debias=torch.tensor([0.1, 0.0, wrong, 0.2]))
+
+
+@every_member
+@pytest.mark.parametrize("which", [0, 1])
+def test_metrics_of_rows_that_are_not_numbers_are_none(member: Member, which: int) -> None:
+    inputs = [x.detach().clone() for x in member.inputs(7, 5)]
+    inputs[which][3, 2] = torch.nan
+    _, metrics = member.call(inputs, 0.4, return_metrics=True)
+    assert metrics.accuracy.isnan() and metrics.positive.isnan() and metrics.lse.isnan().any()
+    positive_alone = which == 1 and len(inputs) == 3 and member.pairs is further
+    assert metrics.negative.isnan() != positive_alone
+
+
+@every_member
+def test_ids_are_not_counted_unless_asked_for(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    count = softmax.count_equal
+    monkeypatch.setattr(softmax, "count_equal", lambda *x: (calls.append(1), count(*x))[1])
+    inputs = member.inputs(7, 5)
+    member.call(inputs, 0.4, ids=IDS, return_metrics=True)
+    assert bool(calls) == (member.beta > 0)
+    if len(inputs) < 3 and not member.beta:
+        member.call(inputs, 0.4, ids=IDS, debias=0.1)
+        assert calls
+
+
+@every_member
+def test_towers_of_two_dtypes_under_autocast(member: Member) -> None:
+    inputs = [x.detach().requires_grad_() for x in member.inputs(9, 6, torch.float32)]
+    inputs[1] = inputs[1].detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = member.call(inputs, 0.3)
+    want = member.call([x.detach().bfloat16().float() for x in inputs], 0.3)
+    torch.testing.assert_close(loss, want, rtol=2e-2, atol=2e-2)
+    found = gradients(loss, inputs[:2])
+    assert [x.dtype for x in found] == [torch.float32, torch.bfloat16] and all(x.abs().max() > 0 for x in found)
+    with pytest.raises(TypeError, match="dtype"):
+        member.call(inputs, 0.3)
+
+
+def test_towers_of_two_dtypes_compile_under_autocast() -> None:
+    def step(a: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return clip_loss(a, b, 3.0)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for samples in (5, 8):
+        a, b = torch.randn(samples, 4), torch.randn(samples, 4).bfloat16()
+        torch.testing.assert_close(compiled(a, b), step(a, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_a_caption_twice_in_a_batch_is_retrieved(dtype: torch.dtype, backend: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    text = torch.randn(64, 48, generator=generator)
+    image = text + 0.2 * torch.randn(64, 48, generator=generator)
+    image, text = (F.normalize(x, dim=1).to(dtype).repeat(2, 1) for x in (image, text))
+    with pyssl_fast.use_backend(backend):
+        for loss in (
+            clip_loss(image, text, 30.0, return_metrics=True),
+            info_nce(image, text, return_metrics=True),
+            info_nce(image, text, text.roll(1, 0), return_metrics=True),
+        ):
+            assert loss[1].accuracy == 1

@@ -271,3 +271,29 @@ def test_bad_input_is_named(case) -> None:
     arguments, keywords, error, message = case
     with pytest.raises(error, match=message):
         sup_con(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("mode", ["all", "one"])
+def test_a_row_that_is_not_a_number_leaves_no_metrics(mode: str) -> None:
+    z, labels = rows(8, 5)[:, None].repeat(1, 2, 1), torch.arange(8) // 2
+    z[3, 0, 1] = torch.nan
+    for keywords in ({"labels": labels}, {"mask": labels[:, None] == labels}):
+        _, metrics = sup_con(z, **keywords, contrast_mode=mode, return_metrics=True)
+        assert all(x.isnan() for x in metrics[:3]) and metrics.lse.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_positive_as_near_as_a_negative_is_a_hit(dtype: torch.dtype) -> None:
+    z = F.normalize(rows(16, 24), dim=1).to(dtype).repeat(2, 1)
+    # Views of a sample, and of another that is the same in all but the label.
+    with pyssl_fast.use_backend("auto"):
+        _, metrics = sup_con(torch.stack((z, z), 1), torch.arange(32), return_metrics=True)
+        assert metrics.accuracy == 1
+        _, metrics = sup_con(torch.stack((z, z.roll(1, 0)), 1), torch.arange(32), return_metrics=True)
+        assert metrics.accuracy < 1
+
+
+def test_labels_may_be_a_column_or_bool() -> None:
+    z, labels = rows(8, 5), torch.arange(8) % 2
+    want = sup_con(z, labels)
+    assert torch.equal(sup_con(z, labels[:, None]), want) and torch.equal(sup_con(z, labels == 1), want)

@@ -9,6 +9,7 @@ from pytorch_metric_learning import distances, losses, miners
 
 import pyssl_fast
 from pyssl_fast.functional import triplet_margin, triplet_margin_in_batch
+from pyssl_fast.losses import TripletMarginLoss
 from tests.functional.similarity.peers import assert_like_peer, classes, rows
 
 
@@ -199,3 +200,15 @@ def test_bad_input_is_named(case) -> None:
     function, arguments, keywords, error, message = case
     with pytest.raises(error, match=message):
         function(*arguments, **keywords)
+
+
+def test_the_largest_difference_is_torchs() -> None:
+    loss = TripletMarginLoss(p=float("inf"))
+    assert_like_peer(loss, torch.nn.TripletMarginLoss(p=float("inf")), (rows(9, 6), rows(9, 6, 1), rows(9, 6, 2)))
+
+
+def test_two_dtypes_under_autocast_promote() -> None:
+    a, p, n = rows(6, 4), rows(6, 4, 1).bfloat16(), rows(6, 4, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = triplet_margin(a, p, n)
+    assert torch.equal(found, triplet_margin(a, p.float(), n))
