@@ -21,7 +21,7 @@ class NNMemoryBankModule(nn.Module):
 
     Args:
         size: (number of keys, their length); or the number alone, then the length is that of the first output.
-        normalize: keep the keys divided by their length, and return them so; `nnclr` divides by it anyway. False: return
+        normalize: keep the keys divided by their length, and return them so; `nnclr` divides anyway. False: return
             them as they came, as lightly does, at the price of a second bank that holds them divided.
         drop_on_wrap: drop the keys beyond the last row, as lightly does.
 

@@ -26,6 +26,9 @@ from pyssl_fast.ops.similarity import NEGATIVES, ROWS, SAME, statistics_dtype
 CONTRAST_MODES = ("all", "one")
 VARIANTS = ("out", "in", "sum")
 WITHOUT_POSITIVE = ("zero", "skip")
+# log Σ exp(p·t) / p is the largest t up to log(n)/p, which is less than the products' rounding: so the most similar row
+# of the own class comes from the same pass.
+_SHARP = 1e5
 
 
 def sup_con(
@@ -127,7 +130,7 @@ def sup_con(
     mean = scale * positive / count.masked_fill(none, 1)
 
     # With ids, the log-sum-exps over the other classes and over the own; with a mask, over all other rows.
-    lse, same = _log_sum_exps(z, ids, scale, groups, views, normalize)
+    lse, same, nearer = _log_sum_exps(z, ids, scale, groups, views, normalize, options.metrics)
     if same is None:
         loss = lse - mean
     else:
@@ -156,7 +159,10 @@ def sup_con(
     if not options.metrics:
         return loss
     assert everything is not None
-    hit = (_nearest_is_positive(z, u, ids, mask, groups, views) & ~none).double().masked_fill(lse.isnan(), torch.nan)
+    if nearer is None:
+        assert mask is not None
+        nearer = _nearest_is_positive(z, u, mask, groups, views)
+    hit = (nearer & ~none).double().masked_fill(lse.isnan(), torch.nan)
     cosine, pairs = positive.detach().sum(), count.sum()
     return loss, Metrics(
         (hit.sum() / (~none).sum()).to(dtype),
@@ -184,14 +190,21 @@ def _positives(u: Tensor, ids: Tensor | None, mask: Tensor | None, groups: int, 
 
 
 def _log_sum_exps(
-    z: Tensor, ids: Tensor | None, scale: Tensor, groups: int, views: int, normalize: bool
-) -> tuple[Tensor, Tensor | None]:
-    """[A] float64 each: over the rows of other ids, and over the others of the same; without ids, over all others."""
-    terms = [ROWS | NEGATIVES] if ids is None else [ROWS | NEGATIVES, ROWS | SAME]
+    z: Tensor, ids: Tensor | None, scale: Tensor, groups: int, views: int, normalize: bool, watch: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """[A] float64 each: over the rows of other ids, and over the others of the same; without ids, over all others.
+
+    With ids, if `watch`, also [A] bool: whether a row of the same id is at least as similar as all of other ids.
+    """
+    terms, powers = [ROWS | NEGATIVES], [1.0]
+    if ids is not None:
+        terms, powers = [ROWS | NEGATIVES, ROWS | SAME], [1.0, 1.0]
+        if watch:
+            terms, powers = [*terms, ROWS | SAME], [*powers, _SHARP]
     anchors = z.shape[0] // views * groups
     # Anchors from the first view alone: the operator's positives are then the rows themselves, and in neither sum.
     q, k = (z, None) if groups == views else (z[:anchors], z)
-    lse, _, _ = torch.ops.pyssl_fast.contrast(
+    lse, _, statistics = torch.ops.pyssl_fast.contrast(
         q,
         k,
         scale,
@@ -200,13 +213,19 @@ def _log_sum_exps(
         None,
         None,
         terms,
-        [1.0] * len(terms),
+        powers,
         0 if k is None else 2,
         normalize,
-        False,
+        watch and ids is not None,
         backend.choose("similarity", z),
     )
-    return lse[:anchors], None if ids is None else lse[anchors:]
+    if ids is None:
+        return lse, None, None
+    negatives, same, *rest = lse.view(len(terms), anchors)
+    if not rest:
+        return negatives, same, None
+    largest = statistics[0]
+    return negatives, same, rest[0].detach() / _SHARP >= largest - ROUNDING * largest.abs()
 
 
 def _reduce(loss: Tensor, skip: Tensor | None, options: Options) -> Tensor:
@@ -220,10 +239,11 @@ def _reduce(loss: Tensor, skip: Tensor | None, options: Options) -> Tensor:
     return (weight * loss).sum() / total.masked_fill(total == 0, 1)
 
 
-def _nearest_is_positive(
-    z: Tensor, u: Tensor, ids: Tensor | None, mask: Tensor | None, groups: int, views: int
-) -> Tensor:
-    """[A] bool: whether the most similar other row is a positive, or one of the next three that are as similar is."""
+def _nearest_is_positive(z: Tensor, u: Tensor, mask: Tensor, groups: int, views: int) -> Tensor:
+    """[A] bool: whether the most similar other row is a positive, or one of the next three that are as similar is.
+
+    A search of its own: the operators know no masks.
+    """
     row = torch.arange(z.shape[0], device=z.device)
     samples, anchors = z.shape[0] // views, z.shape[0] // views * groups
     k = u.detach().to(z.dtype)
@@ -237,10 +257,7 @@ def _nearest_is_positive(
     largest = similarity[:, :1]
     nearest = (similarity >= largest - ROUNDING * largest.abs()) & (index >= 0)
     sample, other = (row[:anchors] % samples)[:, None], index.clamp_min(0) % samples
-    if mask is not None:
-        return ((mask[sample, other] != 0) & nearest).any(1)
-    assert ids is not None
-    return ((ids[sample] == ids[other]) & nearest).any(1)
+    return ((mask[sample, other] != 0) & nearest).any(1)
 
 
 def _check_mask(mask: Tensor, labels: Tensor | None, samples: int, like: Tensor) -> None:
