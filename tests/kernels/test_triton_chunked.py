@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from pyssl_fast.kernels.reference import similarity as reference
 from pyssl_fast.kernels.reference.similarity import COLUMNS, NEGATIVES, ROWS, SAME
+from pyssl_fast.kernels.triton import configs
+from pyssl_fast.kernels.triton.configs import Chunks
 from pyssl_fast.kernels.triton.similarity import chunked
-from pyssl_fast.kernels.triton.similarity.chunked import Shape
 from tests.kernels import similarity_cases as cases
 
 pytestmark = [
@@ -29,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 
-SMALL = Shape(
+SMALL = Chunks(
     rows=24, columns=32, symmetric_rows=24, elements=1, whole_rows=9, tile_m=16, tile_n=16, sweep=32, merge=16,
     merge_parts=2,
 )  # fmt: skip
@@ -38,7 +40,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 @pytest.fixture(autouse=True)
 def small_chunks() -> Iterator[None]:
-    with chunked.force(SMALL):
+    with configs.force(SMALL):
         yield
 
 
@@ -84,7 +86,7 @@ def test_block_edges(case: cases.Contrast) -> None:
 
 
 def test_as_it_ships() -> None:
-    with chunked.force(Shape()):
+    with configs.force(Chunks()):
         cases.check_contrast(chunked, dataclasses.replace(cases.CONTRASTS["CLIP, ids"], rows=70, columns=130))
         cases.check_contrast(chunked, cases.nt_xent(35, 2, 40), torch.bfloat16)
         cases.check_bank(chunked, cases.BANKS["limits and statistics"])
@@ -200,7 +202,7 @@ def test_triplets_in_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_triplets_in_several_sweeps() -> None:
-    with chunked.force(dataclasses.replace(SMALL, sweep=8)):
+    with configs.force(dataclasses.replace(SMALL, sweep=8)):
         cases.check_triplets(chunked, cases.TRIPLETS["semi-hard, cosine"])
 
 
@@ -241,8 +243,8 @@ def every_function(q: Tensor, k: Tensor) -> list[Tensor]:
 def test_no_matrix_of_all_pairs_and_no_synchronisation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "FUSED_COUNT", 4)
     q, k = cases.embeddings(64, 2, 6).chunk(2)
-    shape = Shape(rows=16, columns=40, symmetric_rows=16, elements=1, whole_rows=10, tile_m=16, tile_n=64, sweep=64)
-    with chunked.force(shape), _Watch() as watch:
+    shape = Chunks(rows=16, columns=40, symmetric_rows=16, elements=1, whole_rows=10, tile_m=16, tile_n=64, sweep=64)
+    with configs.force(shape), _Watch() as watch:
         every_function(q, k)
     assert watch.largest <= 64 * 64 * 4 // 2
     assert not watch.names & {
@@ -256,7 +258,7 @@ def test_no_matrix_of_all_pairs_and_no_synchronisation(monkeypatch: pytest.Monke
 )
 def test_a_chunk_is_no_larger_than_the_inputs(rows: int, columns: int, dim: int) -> None:
     most = max(1 << 22, (rows + columns) * dim)
-    with chunked.force(Shape()):
+    with configs.force(Chunks()):
         for symmetric in (False, True):
             height, width = chunked._chunk_shape(rows, columns, dim, symmetric, False)
             assert 0 < height * width <= most and height <= 4096 and width <= 1 << 15
@@ -274,9 +276,11 @@ def test_nan_comes_out_of_contrast_as_nan(dtype: torch.dtype) -> None:
         arguments = (rows, columns, torch.tensor(5.0), *(None,) * 4)
         terms = [ROWS] if columns is None else [ROWS, COLUMNS]
         rest = (terms, [1.0] * len(terms), 0, True)
-        lse, _, _ = chunked.contrast(*arguments, *rest, False)
-        truth = reference.contrast(*arguments, *rest, False)[0]
-        assert torch.equal(lse.isnan(), truth.isnan()) and lse.isnan().any()
+        results, truth = (f.contrast(*arguments, *rest, True) for f in (chunked, reference))
+        for mine, true in zip(results, truth, strict=True):
+            assert torch.equal(mine.isnan(), true.isnan())
+        lse, _, statistics = results
+        assert lse.isnan().any() and statistics[:2].isnan().any(1).all() and torch.equal(statistics[2], truth[2][2])
         *grads, grad_scale = chunked.contrast_backward(
             torch.ones_like(lse), lse.new_empty(0, 30), *arguments, lse, *rest, True, columns is not None
         )
@@ -288,8 +292,9 @@ def test_nan_comes_out_as_nan() -> None:
     bad = q.clone()
     bad[26, 5] = torch.nan
     scale, ids, row = torch.tensor(5.0), torch.arange(30) % 3, torch.ones(30)
-    lse, mean_key, _ = chunked.bank_contrast(k, bad, scale, None, None, None, [ROWS], [1.0], False)
+    lse, mean_key, statistics = chunked.bank_contrast(k, bad, scale, None, None, None, [ROWS], [1.0], True)
     assert lse.isnan().all() and mean_key.isnan().all()
+    assert statistics[:2].isnan().all() and (statistics[2] == 30).all()
     loss, *grads = chunked.sigmoid_contrast(bad, k, scale, scale, None, None, row, row, True, True, True)
     assert loss.isnan().tolist() == [i == 26 for i in range(30)]
     assert grads[0][26].isnan().all() and all(x.isnan().all() for x in grads[1:])
@@ -300,3 +305,40 @@ def test_nan_comes_out_as_nan() -> None:
     assert (negative[ids != 2] == 26).all() and (positive[ids == 2][:-2] == 26).all()
     assert chunked.triplets(bad, ids, 0.2, True, True)[0].isnan().all()
     assert chunked.triplets_backward(row, bad, ids, 0.2, True, True).isnan().any()
+
+
+def nan_under_limits(kernels: ModuleType, dtype: torch.dtype) -> None:
+    """Pairs that are NaN are kept and travel; a limit that is NaN leaves no pair out."""
+    q, k = cases.embeddings(24, 2, 20, dtype).chunk(2)
+    q, k, scale = q / 5, k / 5, torch.tensor(2.0)
+    clean = scale.double() * q.double() @ k.double().T
+    limits = cases.limits(clean), cases.limits(clean.T)
+    for limit in limits:
+        limit[7] = torch.nan
+    bad = k.clone()
+    bad[20, 3] = torch.nan
+    terms, powers = [ROWS, COLUMNS], [1.0, 1.0]
+    for other in (k, bad):
+        arguments = (q, other, scale, None, None, *limits, terms, powers, 0, False)
+        lse, _, (largest, total, count) = kernels.contrast(*arguments, True)
+        touched = torch.arange(24) == 20 if other is bad else torch.zeros(24, dtype=torch.bool)
+        by_row = torch.full((24,), other is bad)
+        kept = [~(scale.double() * q.double() @ other.double().T > limits[0][:, None])]
+        kept += [~(scale.double() * other.double() @ q.double().T > limits[1][:, None])]
+        for value in (lse, largest, total):
+            assert torch.equal(value.isnan(), torch.cat((by_row, touched)))
+        assert torch.equal(count, torch.cat([x.sum(1) for x in kept]).double()) and (count[[7, 31]] == 24).all()
+        ones = torch.ones_like(lse)
+        arguments = (*arguments[:7], lse, *arguments[7:])
+        grads = kernels.contrast_backward(ones, ones.new_empty(0, 24), *arguments, True, True)
+        assert all(x.isnan().all() == (other is bad) for x in grads)
+        arguments = (q, other, scale, None, None, limits[0], [ROWS], [1.0])
+        lse, mean_key, (largest, total, count) = kernels.bank_contrast(*arguments, True)
+        for value in (lse[0], largest, total, mean_key[0, :, 3]):
+            assert torch.equal(value.isnan(), by_row)
+        assert torch.equal(count, kept[0].sum(1).double())
+
+
+@pytest.mark.parametrize("dtype", EVERY)
+def test_nan_is_beyond_no_limit(dtype: torch.dtype) -> None:
+    nan_under_limits(chunked, dtype)

@@ -13,53 +13,38 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreted kernel cannot be compiled: run without TRITON_INTERPRET", allow_module_level=True)
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 from pyssl_fast.kernels.reference.similarity import COLUMNS, NEGATIVES, ROWS, SAME
 from pyssl_fast.kernels.triton import aot, configs
-from pyssl_fast.kernels.triton.similarity import chunked
-from pyssl_fast.kernels.triton.similarity.chunked import Shipped
+from pyssl_fast.kernels.triton.similarity import chunked, chunked_kernels
+from tests.kernels.test_triton_aot import Launches, differences
 
-each_architecture = pytest.mark.parametrize("architecture", configs.ARCHITECTURES, ids="sm_{}".format)
-
-
-def source(kernel: Shipped) -> ASTSource:
-    """With the types of a launch: aligned pointers and rows, sizes that get no code of their own."""
-    names = kernel.kernel.arg_names
-    signature = {name: kernel.types.get(name, "constexpr") for name in names}
-    aligned = {
-        (position,): [["tt.divisibility", 16]]
-        for position, name in enumerate(names)
-        if signature[name][:1] == "*" or (name == "stride" and name in kernel.types)
-    }
-    return ASTSource(kernel.kernel, signature, kernel.constants, aligned)
+# They are plain loads, exponentials and sums: no architecture has instructions of its own for them.
+each_architecture = pytest.mark.parametrize("architecture", [90, 120], ids="sm_{}".format)
 
 
 @functools.cache
 def builds(architecture: int) -> tuple[aot.Build, ...]:
-    return tuple(
-        aot.inspect(
-            triton.compile(
-                source(kernel), target=GPUTarget("cuda", architecture, 32), options={"num_warps": kernel.warps}
-            ),
-            kernel.label,
-            architecture,
-            "",
-        )
-        for kernel in chunked.shipped()
-    )
+    return tuple(aot.builds(architecture, "chunks"))
+
+
+@functools.cache
+def row_builds(architecture: int) -> tuple[aot.Build, ...]:
+    """Those of the streamed form that have no tables: they are no products either."""
+    return tuple(aot.builds(architecture, "rows"))
 
 
 @each_architecture
 def test_no_kernel_spills(architecture: int) -> None:
     for build in builds(architecture):
-        assert (build.spilled, build.spill_instructions) == (0, 0), build
+        assert build.spilled == 0, build
         # Kernels that wait for memory: at least one block of 8 warps beside another, two but for all terms at once.
         assert build.registers <= (168 if "all terms" in build.label else 128), build
+
+
+def test_no_row_kernel_spills() -> None:
+    for build in row_builds(80):
+        assert build.spilled == 0 and build.registers <= 255 and build.shared <= configs.SHARED_MEMORY[120], build
 
 
 @each_architecture
@@ -70,44 +55,18 @@ def test_shared_memory_fits(architecture: int) -> None:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
-    """Kernel -> the sources that launches compile, instead of running them."""
-
-    class Driver:
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 80, 32)
-
-    bound: dict[str, list[Any]] = {}
-
-    def compile_only(self, *arguments, grid, warmup, **options):  # type: ignore[no-untyped-def]
-        assert all(size > 0 for size in grid)
-        compiled = run(self, *arguments, grid=grid, warmup=True, **options)
-        bound.setdefault(self.fn.__name__, []).append(compiled.src)
-        return compiled
-
-    run = JITFunction.run
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(driver, "_active", Driver())
-    return bound
+    """Kernel -> what was launched."""
+    return Launches(monkeypatch).bound
 
 
 def assert_shipped(launches: dict[str, list[Any]], *expected: str) -> None:
-    """What was launched is what was inspected: types, constants and alignment."""
+    """What was launched is what was inspected: types, constants, alignment and warps."""
     assert sorted(launches) == sorted(expected)
     for name, launched in launches.items():
-        known = [source(kernel) for kernel in chunked.shipped() if kernel.kernel.fn.__name__ == name]
+        known = [job for job in aot.chunk_jobs() if job.kernel.fn.__name__ == name]
         for got in launched:
-            assert any(
-                got.signature == mine.signature
-                and got.constants == mine.constants
-                and {key: value for key, value in got.attrs.items() if value} == mine.attrs
-                for mine in known
-            ), f"{name}: {got.signature} {got.constants} {got.attrs}"
+            found = [differences(job, got) for job in known]
+            assert [] in found, f"{name}: {min(found, key=len)}"
 
 
 @pytest.mark.parametrize("rows", [2, 1500])
@@ -128,7 +87,7 @@ def test_contrast_launches_what_was_inspected(rows: int, launches: dict[str, lis
         chunked.contrast_backward(lse, positive, q, k, scale, *pairs, lse, *rest, True, True)
         if dtype != torch.float16:
             chunked.bank_contrast(q, q.float(), scale, None, None, None, [ROWS | NEGATIVES], [2.0], False)
-    assert_shipped(launches, "_sum_terms", "_merge", "_weigh")
+    assert_shipped(launches, "sum_terms", "merge", "weigh")
 
 
 def test_other_terms_launch_what_was_inspected(launches: dict[str, list[Any]]) -> None:
@@ -143,7 +102,7 @@ def test_other_terms_launch_what_was_inspected(launches: dict[str, list[Any]]) -
     arguments = (q, q, scale, ids, ids, limit, limit)
     lse, positive, _ = chunked.contrast(*arguments, many, powers, 2, True, True)
     chunked.contrast_backward(lse, positive, *arguments, lse, many, powers, 2, True, True, True)
-    assert_shipped(launches, "_sum_terms", "_merge", "_weigh")
+    assert_shipped(launches, "sum_terms", "merge", "weigh")
 
 
 def test_other_functions_launch_what_was_inspected(launches: dict[str, list[Any]]) -> None:
@@ -159,9 +118,9 @@ def test_other_functions_launch_what_was_inspected(launches: dict[str, list[Any]
         for flag in (False, True):
             chunked.triplets(q, ids, 0.2, flag, flag)
             chunked.triplets_backward(row, q, ids, 0.2, flag, flag)
-    assert_shipped(launches, "_sigmoid", "_insert", "_pack", "_extremes", "_distances", "_row_triplets")
+    assert_shipped(launches, "sigmoid", "insert", "pack", "extremes", "distances", "row_triplets")
 
 
 def test_every_size_is_known() -> None:
-    names = {name for kernel in chunked.shipped() for name in kernel.kernel.arg_names}
-    assert set(chunked._SIZES) <= names
+    names = {name for job in aot.chunk_jobs() for name in job.kernel.arg_names}
+    assert set(chunked_kernels.SIZES) <= names

@@ -21,6 +21,7 @@ from pyssl_fast.kernels.triton.configs import Row, Tile
 from pyssl_fast.kernels.triton.similarity import chunked, streamed
 from tests.kernels import similarity_cases as cases
 from tests.kernels.similarity_cases import Contrast, embeddings, gradients, nt_xent
+from tests.kernels.test_triton_chunked import nan_under_limits
 
 pytestmark = [
     pytest.mark.triton_interpreter,
@@ -305,6 +306,25 @@ def test_nan_in_the_other_operators(dtype: torch.dtype) -> None:
     assert value[:, 0].isnan().all() and (index[:, 0] == 20).all() and value[:, 1].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_is_beyond_no_limit(dtype: torch.dtype) -> None:
+    nan_under_limits(streamed, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_comes_out_of_statistics_as_nan(dtype: torch.dtype) -> None:
+    q, k = embeddings(30, 2, 8, dtype).chunk(2)
+    bad = q.clone()
+    bad[26, 5] = float("nan")
+    for rows, columns in ((bad, None), (bad, k), (k, bad)):
+        terms = [0] if columns is None else [0, cases.COLUMNS]
+        arguments = (rows, columns, torch.tensor(5.0), *(None,) * 4, terms, [1.0] * len(terms), 0, True, True)
+        mine, true = streamed.contrast(*arguments), reference.contrast(*arguments)
+        for ours, truth in zip(mine, true, strict=True):
+            assert torch.equal(ours.isnan(), truth.isnan())
+        assert mine[2][:2].isnan().any(1).all() and torch.equal(mine[2][2], true[2][2])
+
+
 def test_zero_gradient_gives_zero() -> None:
     result = run(
         embeddings(9, 2, 20), 10.0, grad_lse=torch.zeros(18).double(), grad_positive=torch.zeros(1, 18).double()
@@ -393,7 +413,7 @@ def test_precision_follows_torch() -> None:
 
 
 def test_form_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs, "_forced", None)
+    monkeypatch.setattr(configs, "_forced", {})
     for dim, dtype, sums, rows in (
         (128, torch.bfloat16, True, True),
         (256, torch.float16, True, True),
@@ -416,7 +436,7 @@ def test_the_public_functions_pass_everything_on(monkeypatch: pytest.MonkeyPatch
                 form, name, lambda *a, label=label, name=name: seen.append((label, name, a)), raising=False
             )
     q, wide = torch.zeros(2, 8), torch.zeros(2, 5000)
-    monkeypatch.setattr(configs, "_forced", None)
+    monkeypatch.setattr(configs, "_forced", {})
     arguments = {"contrast": 12, "contrast_backward": 16, "bank_contrast": 9, "sigmoid_contrast": 11}
     for name, count in arguments.items():
         at = 2 if name == "contrast_backward" else 0

@@ -17,8 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from pyssl_fast.kernels.reference.similarity import COLUMNS, NEGATIVES, ROWS, SAME
 from pyssl_fast.kernels.triton import configs
-from pyssl_fast.kernels.triton.similarity import rows, streamed, tiles
+from pyssl_fast.kernels.triton.similarity import chunked, chunked_kernels, rows, streamed, tiles
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _ELEMENT = {"tf32x3": "*fp32", "tf32": "*fp32", "bf16": "*bf16", "fp16": "*fp16"}
@@ -26,7 +27,13 @@ _IN_DTYPE = ("z", "y", "x", "keys", "grad_z")
 _SCALARS = ("power", "steepest")
 _DOUBLES = ("lse", "positive", "grad", "bound", "grad_scale_parts")
 _LONGS = ("row_ids", "column_ids", "best")
-_ALIGNED = ("depth", "padded", "own_padded", "other_padded", "row_stride")
+_ALIGNED = ("depth", "padded", "own_padded", "other_padded", "row_stride", "stride")
+_OF_CHUNKS = {
+    "*i64": ("row_ids", "column_ids", "ids", "keys", "best"),
+    "*fp64": ("total", "loss", "number"),
+    "i32": (*chunked_kernels.SIZES, "stride"),
+    "fp32": ("lift", "margin"),
+}
 
 # The matrix instruction that each precision must show. sm_100's UTCHMMA does not name its type; the PTX does.
 MATRIX = {
@@ -46,12 +53,12 @@ class Build:
     label: str
     architecture: int
     precision: str
-    tile: configs.Tile | None  # None for row kernels
+    tile: configs.Tile | None  # None for kernels without products
     registers: int  # per thread
     spilled: int  # bytes of stack per thread
-    spill_instructions: int  # loads from and stores to local memory
     shared: int  # bytes per block
-    matrix: Mapping[str, int]  # matrix instruction -> how often it stands in the code
+    spill_instructions: int  # loads from and stores to local memory; 0 without a tile, whose code is not read
+    matrix: Mapping[str, int]  # matrix instruction -> how often it stands in the code; likewise
 
 
 def _type(name: str, precision: str, terms: int) -> Any:
@@ -66,40 +73,54 @@ def _type(name: str, precision: str, terms: int) -> Any:
     return "*fp64" if name in _DOUBLES else "*i64" if name in _LONGS else "*fp32"
 
 
-def source(kernel: Any, precision: str, constants: dict[str, Any]) -> ASTSource:
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One kernel to compile, as it is launched."""
+
+    label: str
+    kernel: Any
+    precision: str
+    constants: dict[str, Any]  # argument -> value, compiled in
+    warps: int
+    stages: int = 3
+    tile: configs.Tile | None = None
+    types: Mapping[str, Any] | None = None  # argument -> Triton's name of its type; None: the streamed form's
+
+
+def source(job: Job) -> ASTSource:
     """A kernel with the types of a launch on ordinary tensors: aligned pointers, unit column stride, 32-bit sizes."""
-    constants = {**{name: 1 for name in kernel.arg_names if name == "column_stride"}, **constants}
+    names = job.kernel.arg_names
+    constants = {**{name: 1 for name in names if name == "column_stride"}, **job.constants}
     terms = {"powers": "TERMS", "own_powers": "OWN", "other_powers": "OTHER"}
-    signature = {
-        name: "constexpr" if name in constants else _type(name, precision, len(constants.get(terms.get(name, ""), ())))
-        for name in kernel.arg_names
-    }
+
+    def kind(name: str) -> Any:
+        if name in constants:
+            return "constexpr"
+        if job.types is not None:
+            return job.types[name]
+        return _type(name, job.precision, len(constants.get(terms.get(name, ""), ())))
+
+    signature = {name: kind(name) for name in names}
     attributes = {
         (position,): [["tt.divisibility", 16]]
-        for position, name in enumerate(kernel.arg_names)
-        if signature[name][0] == "*" or (name in _ALIGNED and name not in constants)
+        for position, name in enumerate(names)
+        if signature[name][:1] == "*" or (name in _ALIGNED and name not in constants)
     }
-    return ASTSource(kernel, signature, constants, attributes)
+    return ASTSource(job.kernel, signature, constants, attributes)
 
 
-def compile_kernel(
-    kernel: Any, precision: str, constants: dict[str, Any], architecture: int, warps: int, stages: int = 3
-) -> Any:
-    """Compile a kernel for an architecture, whatever this machine has."""
-    return triton.compile(
-        source(kernel, precision, constants),
+def build(job: Job, architecture: int) -> Build:
+    """A kernel compiled for an architecture, whatever this machine has: its cubin's registers, spills, instructions."""
+    compiled: Any = triton.compile(
+        source(job),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": warps, "num_stages": stages},
+        options={"num_warps": job.warps, "num_stages": job.stages},
     )
-
-
-def inspect(compiled: Any, label: str, architecture: int, precision: str, tile: configs.Tile | None = None) -> Build:
-    """Read registers, spills and instructions from a compiled kernel's cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
-        sass = _tool("nvdisasm", "-c", file.name)
+        sass = _tool("nvdisasm", "-c", file.name) if job.tile else ""  # a third of the time of a small kernel
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing of registers: {usage}")
@@ -109,10 +130,10 @@ def inspect(compiled: Any, label: str, architecture: int, precision: str, tile: 
         f"{name}.{kinds}" if kinds else name + re.sub(r"^\.\d+x\d+x\d+", "", rest) for name, rest in instructions
     )
     return Build(
-        label=label,
+        label=job.label,
         architecture=architecture,
-        precision=precision,
-        tile=tile,
+        precision=job.precision,
+        tile=job.tile,
         registers=int(found[1]),
         spilled=int(found[2]),
         spill_instructions=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
@@ -123,19 +144,6 @@ def inspect(compiled: Any, label: str, architecture: int, precision: str, tile: 
 
 def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([str(_TOOLS / name), *arguments], capture_output=True, text=True, check=True).stdout
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One kernel to compile."""
-
-    label: str
-    kernel: Any
-    precision: str
-    constants: dict[str, Any]
-    warps: int
-    stages: int = 3
-    tile: configs.Tile | None = None
 
 
 def tile_jobs(architecture: int) -> Iterator[Job]:
@@ -188,39 +196,96 @@ def row_jobs() -> Iterator[Job]:
             yield Job(kernel.__name__, kernel, precision, {**shape, **own}, row.warps)
 
 
-def build(job: Job, architecture: int) -> Build:
-    """A kernel compiled for an architecture, and read."""
-    compiled = compile_kernel(job.kernel, job.precision, job.constants, architecture, job.warps, job.stages)
-    return inspect(compiled, job.label, architecture, job.precision, job.tile)
+def _chunk_job(label: str, kernel: Any, constants: dict[str, Any], **types: Any) -> Job:
+    """Of tensors as launchers make them; `types` says where an argument differs from what its name tells."""
+    shape = configs.CHUNKS
+    sizes = {
+        "BLOCK_M": shape.tile_m, "BLOCK_N": shape.tile_n, "BLOCK_PARTS": shape.merge_parts,
+        "BLOCK": shape.merge if kernel is chunked_kernels.merge else shape.sweep,
+    }  # fmt: skip
+    constants = {**{name: size for name, size in sizes.items() if name in kernel.arg_names}, **constants}
+    known = {name: kind for kind, names in _OF_CHUNKS.items() for name in names}
+    own = {name: types.get(name, known.get(name, "*fp32")) for name in kernel.arg_names if name not in constants}
+    return Job(label, kernel, "", constants, shape.warps, types=own)
 
 
-def builds(architecture: int, rows: bool = True) -> Iterator[Build]:
-    """Every tile, and every row kernel if asked for, on as many processes as there are cores."""
-    count = len(_jobs(architecture, rows))
+def chunk_jobs() -> Iterator[Job]:
+    """Every kernel of the chunked form, with the terms of the losses that use it."""
+    kernels = chunked_kernels
+    everything = ("row_radius", "column_radius", "row_ids", "column_ids", "row_limit", "column_limit")
+    negative, same = ROWS | NEGATIVES, ROWS | SAME
+    column, same_column = COLUMNS | NEGATIVES, COLUMNS | SAME
+    for label, known, exclude, by_row, by_column, watched, elements in (
+        ("NT-Xent", (), True, (negative,), (negative,), False, ("*fp32",)),
+        ("NT-Xent, half", everything[:2], True, (negative,), (negative,), False, ("*bf16", "*fp16")),
+        ("CLIP", (), True, (negative,), (column,), False, ("*fp32", "*bf16")),
+        ("MoCo", (), False, (negative,), (), False, ("*fp32", "*bf16")),
+        ("supervised", everything[2:4], True, (negative, same), (negative, same), False, ("*bf16",)),
+        ("all terms", everything, True, (negative, same, negative), (column, same_column), True, ("*bf16",)),
+    ):
+        constants: dict[str, Any] = {name: None for name in everything if name not in known}
+        powers: dict[str, tuple[str, ...]] = {
+            "row_powers": ("fp32",) * len(by_row),
+            "column_powers": ("fp32",) * len(by_column),
+        }
+        terms = {"ROW_TERMS": by_row, "COLUMN_TERMS": by_column, "EXCLUDE": exclude}
+        own = {"scale_parts": None} if label == "MoCo" else {}
+        for element in elements:
+            yield _chunk_job(f"weights, {label}", kernels.weigh, {**constants, **terms, **own}, w=element, **powers)
+        if watched:
+            powers = {name: (*kinds, "fp32", "fp32") for name, kinds in powers.items()}
+            terms["ROW_TERMS"] = (*by_row, negative | kernels.PLAIN, negative | kernels.NUMBER)
+            terms["COLUMN_TERMS"] = (*by_column, column | kernels.PLAIN, column | kernels.NUMBER)
+        yield _chunk_job(f"sums, {label}", kernels.sum_terms, {**constants, **terms}, **powers)
+    yield _chunk_job("merge", kernels.merge, {})
+    without: dict[str, Any]
+    stored: tuple[str, ...]
+    for label, without, stored in (
+        (", ids", {}, ("*bf16",)),
+        ("", {"row_ids": None, "column_ids": None}, ("*fp32", "*bf16", "*fp16")),
+    ):
+        yield _chunk_job(f"sigmoid{label}", kernels.sigmoid, {**without, "w": None})
+        for element in stored:
+            yield _chunk_job(f"sigmoid weights{label}", kernels.sigmoid, without, w=element)
+        for count in (1, chunked.FUSED_COUNT):
+            yield _chunk_job(
+                f"{count} neighbours{label}", kernels.insert, {**without, "SYMMETRIC": True, "COUNT": count}
+            )
+        yield _chunk_job(f"keys{label}", kernels.pack, {**without, "SYMMETRIC": True})
+    yield _chunk_job("hardest", kernels.extremes, {}, row_parts="*i64", column_parts="*i64")
+    for euclidean in (False, True):
+        yield _chunk_job("distances", kernels.distances, {"EUCLIDEAN": euclidean})
+        flags = {"EUCLIDEAN": euclidean, "SEMI_HARD": euclidean}
+        yield _chunk_job("triplets", kernels.row_triplets, {**flags, "w": None, "grad_loss": None})
+        yield _chunk_job("triplets' weights", kernels.row_triplets, {**flags, "loss": None, "number": None})
+
+
+GROUPS = {"tiles": tile_jobs, "rows": lambda _: row_jobs(), "chunks": lambda _: chunk_jobs()}
+
+
+def builds(architecture: int, group: str, wanted: Callable[[Job], bool] = lambda job: True) -> Iterator[Build]:
+    """Every kernel that is wanted of one of GROUPS, on as many processes as there are cores."""
+    numbers = [n for n, job in enumerate(GROUPS[group](architecture)) if wanted(job)]
     with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
-        yield from pool.map(_build_nth, [architecture] * count, [rows] * count, range(count))
+        yield from pool.map(_build_nth, [architecture] * len(numbers), [group] * len(numbers), numbers)
 
 
-def _jobs(architecture: int, rows: bool) -> list[Job]:
-    return [*tile_jobs(architecture), *(row_jobs() if rows else ())]
-
-
-def _build_nth(architecture: int, rows: bool, number: int) -> Build:
+def _build_nth(architecture: int, group: str, number: int) -> Build:
     """A kernel does not travel between processes; its place in the list does."""
-    return build(_jobs(architecture, rows)[number], architecture)
+    return build(list(GROUPS[group](architecture))[number], architecture)
 
 
 def _main() -> None:
-    print(f"{'target':7}{'kernel':28}{'precision':10}{'tile':30}{'registers':>10}{'spilled':>8}{'shared':>8}  matrix")
+    print(f"{'target':7}{'kernel':36}{'precision':10}{'tile':30}{'registers':>10}{'spilled':>8}{'shared':>8}  matrix")
     for architecture in configs.ARCHITECTURES:
-        for build in builds(architecture):
+        for build in (build for group in GROUPS for build in builds(architecture, group)):
             t = build.tile
             shape = f"{t.block_m}×{t.block_n}×{t.block_k}" if t else ""
             if t:
                 shape += (f"→{t.block_out}" if t.block_out else "") + f" {t.warps}w {t.stages}s"
             matrix = ", ".join(f"{count} {name}" for name, count in build.matrix.items())
             print(
-                f"sm_{architecture:<4}{build.label:28}{build.precision:10}{shape:30}"
+                f"sm_{architecture:<4}{build.label:36}{build.precision:10}{shape:30}"
                 f"{build.registers:>10}{build.spilled:>8}{build.shared:>8}  {matrix}"
             )
 

@@ -68,7 +68,36 @@ class Row:
     warps: int = 4
 
 
-ROW = Row()
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """The chunked form's sizes. All are powers of two but those of a chunk.
+
+    Args:
+        rows, columns: of a chunk, at the most.
+        symmetric_rows: the same with k None, where what a chunk has left of the diagonal is work for nothing.
+        elements: of a chunk, at the least, unless there are no more.
+        whole_rows: rows of a chunk, at the least, where it has all columns.
+        tile_m, tile_n: of a chunk per program.
+        sweep: columns at a time where a program has one row.
+        merge, merge_parts: values, and parts of each, at a time where parts are merged.
+        warps: of every kernel. A thread has 8 elements of a tile, at 48 to 79 registers for usual terms and 158 for all
+            of them at once; with 16, at 80 to 140, that one spills.
+    """
+
+    rows: int = 4096
+    columns: int = 32768
+    symmetric_rows: int = 1024
+    elements: int = 1 << 22
+    whole_rows: int = 256
+    tile_m: int = 32
+    tile_n: int = 64
+    sweep: int = 1024
+    merge: int = 64
+    merge_parts: int = 16
+    warps: int = 8
+
+
+ROW, CHUNKS = Row(), Chunks()
 
 
 def _gradient(*shape: int, one_chunk: bool = False) -> Tile:
@@ -315,14 +344,14 @@ STREAMED_ROWS = {
     120: {"tf32x3": 256, "tf32": 128, "half": 128},
 }
 
-_forced: tuple[Tile, Row] | None = None
+_forced: dict[type, Any] = {}
 
 
 @contextlib.contextmanager
-def force(tile: Tile, row: Row) -> Iterator[None]:
+def force(*shapes: Tile | Row | Chunks) -> Iterator[None]:
     """Run every kernel inside the block with these shapes: small ones, where kernels are interpreted."""
     global _forced
-    before, _forced = _forced, (tile, row)
+    before, _forced = _forced, {**_forced, **{type(shape): shape for shape in shapes}}
     try:
         yield
     finally:
@@ -358,8 +387,9 @@ def _architecture(x: Tensor) -> int:
 
 
 def _choose(table: dict[int, dict[str, dict[int, Tile]]], z: Tensor) -> Tile:
-    if _forced is not None:
-        return _forced[0]
+    if Tile in _forced:
+        forced: Tile = _forced[Tile]
+        return forced
     precision = kind(z.dtype)
     by_depth = table[_architecture(z)][precision if precision.startswith("tf32") else "half"]
     return by_depth[min(d for d in by_depth if d >= z.shape[1])]
@@ -396,7 +426,7 @@ def streamed(q: Tensor, accumulates: bool) -> bool:
     Args:
         accumulates: whether it sums rows of D, as gradients are; else a few numbers for each row.
     """
-    if _forced is not None:
+    if Tile in _forced:
         return True
     table = STREAMED_ROWS if accumulates else STREAMED_SUMS
     return q.shape[1] <= table[_architecture(q)]["half" if q.dtype != torch.float32 else kind(q.dtype)]
@@ -404,7 +434,14 @@ def streamed(q: Tensor, accumulates: bool) -> bool:
 
 def row() -> Row:
     """The row kernels' shape."""
-    return ROW if _forced is None else _forced[1]
+    shape: Row = _forced.get(Row, ROW)
+    return shape
+
+
+def chunks() -> Chunks:
+    """The chunked form's sizes."""
+    shape: Chunks = _forced.get(Chunks, CHUNKS)
+    return shape
 
 
 def lift(precision: str) -> int:

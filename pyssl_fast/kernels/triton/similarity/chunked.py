@@ -28,607 +28,26 @@ the operands as they are normalised, (M + N)·D, and as much for gradients. S is
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from pyssl_fast.kernels.reference.similarity import COLUMNS, NEGATIVES, NORM_EPS, ROWS, SAME
-
-_SAME = tl.constexpr(SAME)
-_PLAIN = tl.constexpr(4)  # a term of its own kind, for statistics: the sum of t instead of that of exp(p·t)
-
-# Sizes that change from batch to batch get no code of their own.
-_SIZES = (
-    "first_row", "first_column", "height", "width", "samples", "rows", "columns", "length", "parts", "count", "plain",
-    "halved", "whole",
-)  # fmt: skip
-_kernel = triton.jit(do_not_specialize=_SIZES)
+from pyssl_fast.kernels.reference.similarity import COLUMNS, NEGATIVES, NORM_EPS, ROWS
+from pyssl_fast.kernels.triton.configs import chunks as shape
+from pyssl_fast.kernels.triton.similarity import chunked_kernels as kernels
+from pyssl_fast.kernels.triton.similarity.pairs import from_keys, together
 
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
 
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """Sizes of everything. All are powers of two but those of a chunk.
-
-    Args:
-        rows, columns: of a chunk, at the most.
-        symmetric_rows: the same with k None, where what a chunk has left of the diagonal is work for nothing.
-        elements: of a chunk, at the least, unless there are no more.
-        whole_rows: rows of a chunk, at the least, where it has all columns.
-        tile_m, tile_n: of a chunk per program.
-        sweep: columns at a time where a program has one row.
-        merge, merge_parts: values, and parts of each, at a time where parts are merged.
-        warps: of every kernel. A thread has 8 elements of a tile, at 48 to 79 registers for usual terms and 158 for all
-            of them at once; with 16, at 80 to 140, that one spills.
-    """
-
-    rows: int = 4096
-    columns: int = 32768
-    symmetric_rows: int = 1024
-    elements: int = 1 << 22
-    whole_rows: int = 256
-    tile_m: int = 32
-    tile_n: int = 64
-    sweep: int = 1024
-    merge: int = 64
-    merge_parts: int = 16
-    warps: int = 8
-
-
-_shape = Shape()
 _ROW = 64  # elements that rows of a chunk are aligned to: whole cache lines in half precision too
 # Up to here `neighbours` keeps its list in registers; beyond, torch.topk selects.
 FUSED_COUNT = 64
-
-
-@contextlib.contextmanager
-def force(shape: Shape) -> Iterator[None]:
-    """Run everything inside the block with these sizes: small ones, where kernels are interpreted."""
-    global _shape
-    before, _shape = _shape, shape
-    try:
-        yield
-    finally:
-        _shape = before
-
-
-# ---- tiles: what the kernels share ----------------------------------------------------------------------------------
-
-
-@triton.jit
-def _tile(height, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(m [BLOCK_M], n [BLOCK_N], [BLOCK_M, BLOCK_N] whether inside) of the program's tile in its chunk."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    return m, n, (m < height)[:, None] & (n < width)[None, :]
-
-
-@triton.jit
-def _at(
-    s,  # [height, width], rows `stride` apart
-    stride,
-    m,
-    n,
-):
-    """Pointers to a tile; 64-bit once per row."""
-    return (s + m.to(tl.int64) * stride)[:, None] + n[None, :]
-
-
-@triton.jit
-def _radii(row_radius, column_radius, i, j, m, n, height, width):
-    """[BLOCK_M, BLOCK_N] what makes ⟨u, v⟩ of products of rows that were normalised to a power of two only."""
-    r = tl.load(row_radius + i, mask=m < height, other=0.0)
-    return r[:, None] * tl.load(column_radius + j, mask=n < width, other=0.0)[None, :]
-
-
-@triton.jit
-def _kinds(
-    i, j, m, n, inside, row_ids, column_ids, height, width, samples,
-    EXCLUDE: tl.constexpr,  # pairs of one sample: i ≡ j modulo samples
-):  # fmt: skip
-    """(negatives, same) of a tile, as the twin's."""
-    other = inside
-    if EXCLUDE:
-        other = other & ((i % samples)[:, None] != (j % samples)[None, :])
-    negatives = other
-    same = other & (i < 0)[:, None]  # none
-    if row_ids is not None:
-        row_id = tl.load(row_ids + i, mask=m < height, other=0)
-        equal = row_id[:, None] == tl.load(column_ids + j, mask=n < width, other=0)[None, :]
-        negatives = other & (~equal)
-        same = other & equal
-    return negatives, same
-
-
-@triton.jit
-def _kept(t, negatives, same, limit, TERM: tl.constexpr):
-    """Which pairs of a tile belong to a term. limit: [BLOCK_M, 1], [1, BLOCK_N] or None."""
-    keep = negatives
-    if _SAME & TERM:
-        keep = same
-    elif limit is not None:
-        keep = negatives & (t <= limit)
-    return keep
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) for 0 ≤ x ≤ 1, to about 2 ulp: the hardware's logarithm is only good in absolute terms around 1."""
-    t = x / (2.0 + x)  # log(1 + x) = 2·atanh(t), t ≤ 1/3: eight terms leave 1e-9
-    q = t * t
-    series = 1 / 15.0
-    series = series * q + 1 / 13.0
-    series = series * q + 1 / 11.0
-    series = series * q + 1 / 9.0
-    series = series * q + 1 / 7.0
-    series = series * q + 1 / 5.0
-    series = series * q + 1 / 3.0
-    series = series * q + 1.0
-    return 2.0 * t * series
-
-
-@triton.jit
-def _key(
-    x,  # float32
-    index,  # int32, broadcastable with x
-):
-    """int64 that are ordered as x is, equal ones by index, the first the largest. NaN is the largest of all."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)  # −0 becomes 0
-    bits = tl.where(x != x, 0x7FC00000, bits ^ ((bits >> 31) & 0x7FFFFFFF))
-    return (bits.to(tl.int64) << 32) | (0xFFFFFFFF - index.to(tl.int64))
-
-
-_NO_KEY = tl.constexpr(-(1 << 63))
-_INFINITELY_LOW = -2139095041  # the upper half of −inf's key
-
-
-# ---- contrast, bank_contrast ----------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _reduce(t, keep, power, TERM: tl.constexpr, AXIS: tl.constexpr):
-    """(largest p·t, Σ exp(p·t − largest)) along an axis; −inf and 0 where nothing is kept."""
-    x = tl.where(keep, power * t, float("-inf"))
-    largest = tl.max(x, AXIS)  # swallows a NaN, the sum does not
-    if _PLAIN & TERM:
-        total = tl.sum(tl.where(keep, t, 0.0), AXIS)
-    else:
-        shift = tl.where(largest == float("-inf"), 0.0, largest)
-        total = tl.sum(tl.exp(x - tl.expand_dims(shift, AXIS)), AXIS)
-    return largest, total
-
-
-@_kernel
-def _sum_terms(
-    s,  # [height, width] of the chunk at (first_row, first_column), rows `stride` apart
-    scale,  # [] float32
-    row_radius,  # [M] float32 or None
-    column_radius,  # [N]
-    row_ids,  # [M] int64 or None
-    column_ids,  # [N]
-    row_limit,  # [M] float32 or None
-    column_limit,  # [N] float32 or None
-    row_powers,  # p of each of ROW_TERMS
-    column_powers,
-    row_parts,  # [T, 2, column tiles, height] out: largest and sum over a tile's columns
-    column_parts,  # [T, 2, row tiles, width] out
-    first_row,
-    first_column,
-    height,
-    width,
-    stride,
-    samples,
-    ROW_TERMS: tl.constexpr,
-    COLUMN_TERMS: tl.constexpr,
-    EXCLUDE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    m, n, inside = _tile(height, width, BLOCK_M, BLOCK_N)
-    i = first_row + m
-    j = first_column + n
-    x = tl.load(_at(s, stride, m, n), mask=inside, other=0.0)
-    if row_radius is not None:
-        x *= _radii(row_radius, column_radius, i, j, m, n, height, width)
-    t = x * tl.load(scale)
-    negatives, same = _kinds(i, j, m, n, inside, row_ids, column_ids, height, width, samples, EXCLUDE)
-    limit_i = None
-    if row_limit is not None:
-        limit_i = tl.load(row_limit + i, mask=m < height, other=0.0)[:, None]
-    limit_j = None
-    if column_limit is not None:
-        limit_j = tl.load(column_limit + j, mask=n < width, other=0.0)[None, :]
-    for a in tl.static_range(len(ROW_TERMS)):
-        keep = _kept(t, negatives, same, limit_i, ROW_TERMS[a])
-        largest, total = _reduce(t, keep, row_powers[a], ROW_TERMS[a], 1)
-        tiles = tl.num_programs(1)
-        at = row_parts + (2 * a * tiles + tl.program_id(1)).to(tl.int64) * height + m
-        tl.store(at, largest, mask=m < height)
-        tl.store(at + tiles.to(tl.int64) * height, total, mask=m < height)
-    for a in tl.static_range(len(COLUMN_TERMS)):
-        keep = _kept(t, negatives, same, limit_j, COLUMN_TERMS[a])
-        largest, total = _reduce(t, keep, column_powers[a], COLUMN_TERMS[a], 0)
-        tiles = tl.num_programs(0)
-        at = column_parts + (2 * a * tiles + tl.program_id(0)).to(tl.int64) * width + n
-        tl.store(at, largest, mask=n < width)
-        tl.store(at + tiles.to(tl.int64) * width, total, mask=n < width)
-
-
-@_kernel
-def _merge(
-    of_tiles,  # [T, 2, parts, length]
-    largest,  # [T, whole] from the first of them on: in and out
-    total,  # [T, whole] float64, likewise
-    length,
-    parts,
-    whole,
-    plain,  # bit t: term t's sums are of t itself
-    BLOCK: tl.constexpr,
-    BLOCK_PARTS: tl.constexpr,
-):
-    """Adds a chunk's parts to the running largest value and the sum of exponentials relative to it."""
-    term = tl.program_id(1)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    p = tl.arange(0, BLOCK_PARTS)
-    of_tiles += (2 * term * parts).to(tl.int64) * length
-    largest += term.to(tl.int64) * whole + i
-    total += term.to(tl.int64) * whole + i
-    before = tl.load(largest, mask=i < length, other=0.0)
-    now = before
-    for start in range(0, parts, BLOCK_PARTS):
-        inside = (start + p < parts)[:, None] & (i < length)[None, :]
-        at = (of_tiles + (start + p).to(tl.int64) * length)[:, None] + i[None, :]
-        now = tl.maximum(now, tl.max(tl.load(at, mask=inside, other=float("-inf")), 0))
-    shift = tl.where(now == float("-inf"), 0.0, now)
-    is_plain = (plain >> term) & 1 != 0
-    acc = tl.load(total, mask=i < length, other=0.0) * tl.where(is_plain, 1.0, tl.exp(before - shift)).to(tl.float64)
-    for start in range(0, parts, BLOCK_PARTS):
-        inside = (start + p < parts)[:, None] & (i < length)[None, :]
-        at = (of_tiles + (start + p).to(tl.int64) * length)[:, None] + i[None, :]
-        factor = tl.exp(tl.load(at, mask=inside, other=float("-inf")) - shift[None, :])
-        part = tl.load(at + parts.to(tl.int64) * length, mask=inside, other=0.0)
-        acc += tl.sum((tl.where(is_plain, 1.0, factor) * part).to(tl.float64), 0)
-    tl.store(largest, now, mask=i < length)
-    tl.store(total, acc, mask=i < length)
-
-
-@_kernel
-def _weigh(
-    s,  # [height, width] of the chunk, rows `stride` apart
-    w,  # out, laid out as s and of the type of U and V; may be s
-    scale,  # [] float32
-    row_radius,  # [M] float32 or None
-    column_radius,  # [N]
-    row_ids,  # [M] int64 or None
-    column_ids,  # [N]
-    row_limit,  # [M] float32 or None
-    column_limit,  # [N] float32 or None
-    row_powers,
-    column_powers,
-    row_shift,  # [T, rows]
-    row_weight,  # [T, rows]
-    column_shift,  # [T, columns]
-    column_weight,  # [T, columns]
-    scale_parts,  # [row tiles, column tiles] out: Σ w·⟨u, v⟩; or None
-    lift,  # a power of two for half precision: weights are stored times it
-    halved,  # the chunk's first columns that stand on the other side of the diagonal too
-    first_row,
-    first_column,
-    height,
-    width,
-    stride,
-    rows,
-    columns,
-    samples,
-    ROW_TERMS: tl.constexpr,
-    COLUMN_TERMS: tl.constexpr,
-    EXCLUDE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """w = Σ over terms of weight·exp(p·t − shift), with both radii where there are some: they stand beside U and V."""
-    m, n, inside = _tile(height, width, BLOCK_M, BLOCK_N)
-    i = first_row + m
-    j = first_column + n
-    x = tl.load(_at(s, stride, m, n), mask=inside, other=0.0)
-    if row_radius is not None:
-        radii = _radii(row_radius, column_radius, i, j, m, n, height, width)
-        x *= radii
-    t = x * tl.load(scale)
-    negatives, same = _kinds(i, j, m, n, inside, row_ids, column_ids, height, width, samples, EXCLUDE)
-    limit_i = None
-    if row_limit is not None:
-        limit_i = tl.load(row_limit + i, mask=m < height, other=0.0)[:, None]
-    limit_j = None
-    if column_limit is not None:
-        limit_j = tl.load(column_limit + j, mask=n < width, other=0.0)[None, :]
-    weights = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for a in tl.static_range(len(ROW_TERMS)):
-        keep = _kept(t, negatives, same, limit_i, ROW_TERMS[a])
-        at = a * rows.to(tl.int64) + i
-        shift = tl.load(row_shift + at, mask=m < height, other=0.0)
-        weight = tl.load(row_weight + at, mask=m < height, other=0.0)
-        weights += tl.where(keep, tl.exp(row_powers[a] * t - shift[:, None]) * weight[:, None], 0.0)
-    for a in tl.static_range(len(COLUMN_TERMS)):
-        keep = _kept(t, negatives, same, limit_j, COLUMN_TERMS[a])
-        at = a * columns.to(tl.int64) + j
-        shift = tl.load(column_shift + at, mask=n < width, other=0.0)
-        weight = tl.load(column_weight + at, mask=n < width, other=0.0)
-        weights += tl.where(keep, tl.exp(column_powers[a] * t - shift[None, :]) * weight[None, :], 0.0)
-    if scale_parts is not None:
-        part = tl.sum(tl.sum(weights * x * tl.where(n < halved, 0.5, 1.0)[None, :], 1), 0)
-        tl.store(scale_parts + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), part)
-    weights *= lift
-    if row_radius is not None:
-        weights *= radii
-    tl.store(_at(w, stride, m, n), weights, mask=inside)
-
-
-# ---- sigmoid_contrast -----------------------------------------------------------------------------------------------
-
-
-@_kernel
-def _sigmoid(
-    s,  # [height, width] of the chunk, rows `stride` apart
-    w,  # out, laid out as s and of the type of U and V; may be s; None: no gradient
-    scale,  # [] float32
-    bias,  # [] float32
-    row_ids,  # [M] int64 or None
-    column_ids,  # [N]
-    row_weight,  # [M]
-    positive_weight,  # [M]
-    loss_parts,  # [column tiles, height] out
-    sums,  # [2, row tiles, column tiles] out: Σ w·s, Σ w
-    lift,
-    first_row,
-    first_column,
-    height,
-    width,
-    stride,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    m, n, inside = _tile(height, width, BLOCK_M, BLOCK_N)
-    i = first_row + m
-    j = first_column + n
-    x = tl.load(_at(s, stride, m, n), mask=inside, other=0.0)
-    t = x * tl.load(scale) + tl.load(bias)
-    if row_ids is None:
-        positive = i[:, None] == j[None, :]
-    else:
-        row_id = tl.load(row_ids + i, mask=m < height, other=0)
-        positive = row_id[:, None] == tl.load(column_ids + j, mask=n < width, other=0)[None, :]
-    away = tl.where(positive, -t, t)  # the loss is log(1 + exp(away))
-    e = tl.exp(-tl.abs(away))
-    weight = tl.where(positive, tl.load(positive_weight + i, mask=m < height, other=0.0)[:, None], 1.0)
-    loss = tl.sum(tl.where(inside, weight * (tl.maximum(away, 0.0) + _log1p(e)), 0.0), 1)
-    tl.store(loss_parts + tl.program_id(1).to(tl.int64) * height + m, loss, mask=m < height)
-    if w is not None:
-        rate = tl.where(away >= 0, 1.0, e) / (1.0 + e)
-        weight *= tl.load(row_weight + i, mask=m < height, other=0.0)[:, None]
-        weights = tl.where(inside, weight * tl.where(positive, -rate, rate), 0.0)
-        sums += tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-        tl.store(sums, tl.sum(tl.sum(weights * x, 1), 0))
-        tl.store(sums + tl.num_programs(0) * tl.num_programs(1), tl.sum(tl.sum(weights, 1), 0))
-        tl.store(_at(w, stride, m, n), weights * lift, mask=inside)
-
-
-# ---- hardest, neighbours --------------------------------------------------------------------------------------------
-
-
-@_kernel
-def _extremes(
-    s,  # [height, width] of the chunk, rows `stride` apart
-    ids,  # [M] int64
-    offset,  # [M] float32
-    row_parts,  # [2, column tiles, height] int64 out: keys of the largest over other ids, of the smallest over the own
-    column_parts,  # [2, row tiles, width] int64 out
-    first_row,
-    first_column,
-    height,
-    width,
-    stride,
-    samples,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """S is symmetric: what stands left of the diagonal is seen as columns."""
-    m, n, inside = _tile(height, width, BLOCK_M, BLOCK_N)
-    i = first_row + m
-    j = first_column + n
-    x = tl.load(_at(s, stride, m, n), mask=inside, other=0.0)
-    negatives, same = _kinds(i, j, m, n, inside, ids, ids, height, width, samples, True)
-    value = x + tl.load(offset + j, mask=n < width, other=0.0)[None, :]
-    tiles = tl.num_programs(1)
-    at = row_parts + tl.program_id(1).to(tl.int64) * height + m
-    tl.store(at, tl.max(tl.where(negatives, _key(value, j[None, :]), _NO_KEY), 1), mask=m < height)
-    at += tiles.to(tl.int64) * height
-    tl.store(at, tl.max(tl.where(same, _key(-value, j[None, :]), _NO_KEY), 1), mask=m < height)
-    value = x + tl.load(offset + i, mask=m < height, other=0.0)[:, None]
-    tiles = tl.num_programs(0)
-    at = column_parts + tl.program_id(0).to(tl.int64) * width + n
-    tl.store(at, tl.max(tl.where(negatives, _key(value, i[:, None]), _NO_KEY), 0), mask=n < width)
-    at += tiles.to(tl.int64) * width
-    tl.store(at, tl.max(tl.where(same, _key(-value, i[:, None]), _NO_KEY), 0), mask=n < width)
-
-
-@triton.jit
-def _eligible(i, j, inside, row_ids, column_ids, SYMMETRIC: tl.constexpr):
-    """[BLOCK] which columns j row i may have as neighbours."""
-    if SYMMETRIC:
-        inside = inside & (j != i)
-    if row_ids is not None:
-        inside = inside & (tl.load(column_ids + j, mask=inside, other=0) != tl.load(row_ids + i))
-    return inside
-
-
-@_kernel
-def _insert(
-    s,  # [height, width] of the chunk, rows `stride` apart
-    row_ids,  # [M] int64 or None
-    column_ids,  # [N]
-    best,  # [M, count] int64: the keys of each row's best columns so far, in any order, all different: in and out
-    first_row,
-    first_column,
-    width,
-    stride,
-    count,
-    SYMMETRIC: tl.constexpr,
-    COUNT: tl.constexpr,  # count, up to a power of two
-    BLOCK: tl.constexpr,
-):
-    """A row per program: a column that beats the least of the list takes its place. Few do, but for the first ones."""
-    m = tl.program_id(0).to(tl.int64)
-    i = first_row + m
-    s += m * stride
-    c = tl.arange(0, COUNT)
-    best += i * count + c
-    held = tl.load(best, mask=c < count, other=0x7FFFFFFFFFFFFFFF)
-    least = tl.min(held, 0)
-    for start in range(0, width, BLOCK):
-        n = start + tl.arange(0, BLOCK)
-        j = first_column + n
-        inside = _eligible(i, j, n < width, row_ids, column_ids, SYMMETRIC)
-        key = tl.where(inside, _key(tl.load(s + n, mask=n < width, other=0.0), j), _NO_KEY)
-        top = tl.max(key, 0)
-        while top > least:
-            held = tl.where(held == least, top, held)
-            least = tl.min(held, 0)
-            key = tl.where(key == top, _NO_KEY, key)
-            top = tl.max(key, 0)
-    tl.store(best, held, mask=c < count)
-
-
-@_kernel
-def _pack(
-    s,  # [height, width] of the chunk, rows `stride` apart
-    row_ids,  # [M] int64 or None
-    column_ids,  # [N]
-    keys,  # [height, width] int64 out, laid out as s
-    first_row,
-    first_column,
-    width,
-    stride,
-    SYMMETRIC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Every similarity's key, for torch.topk to choose from."""
-    m = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    j = first_column + n
-    inside = _eligible(first_row + m, j, n < width, row_ids, column_ids, SYMMETRIC)
-    key = _key(tl.load(s + m * stride + n, mask=n < width, other=0.0), j)
-    tl.store(keys + m * stride + n, tl.where(inside, key, _NO_KEY), mask=n < width)
-
-
-# ---- triplets -------------------------------------------------------------------------------------------------------
-
-
-@_kernel
-def _distances(
-    s,  # [height, width], rows `stride` apart: in ⟨q_i, q_j⟩, out d
-    squares,  # [M] ‖q‖²
-    first_row,
-    height,
-    width,
-    stride,
-    EUCLIDEAN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    m, n, inside = _tile(height, width, BLOCK_M, BLOCK_N)
-    at = _at(s, stride, m, n)
-    x = tl.load(at, mask=inside, other=0.0)
-    if EUCLIDEAN:
-        square = tl.load(squares + first_row + m, mask=m < height, other=0.0)[:, None]
-        square += tl.load(squares + n, mask=n < width, other=0.0)[None, :]
-        square -= 2.0 * x
-        x = tl.sqrt(tl.where(square < 0, 0.0, square))  # not tl.maximum, which swallows a NaN
-    else:
-        x = 1.0 - x
-    tl.store(at, x, mask=inside)
-
-
-@_kernel
-def _row_triplets(
-    d,  # [height, columns] distances, rows `stride` apart
-    ids,  # [M] int64
-    margin,
-    loss,  # [M] float64 out, without gradient
-    number,  # [M] float64 out, without gradient
-    w,  # [height, columns] laid out as d: in 0, out the pairs' weights; None: no gradient
-    grad_loss,  # [M] float32, with gradient
-    first_row,
-    columns,
-    stride,
-    SEMI_HARD: tl.constexpr,
-    EUCLIDEAN: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """A row per program: for each of its positives, one after the other, all negatives.
-
-    The weights are counts, exact: of a positive its triplets, of a negative minus its own; then times ∂loss, and for
-    Euclidean distances over d.
-    """
-    m = tl.program_id(0).to(tl.int64)
-    i = first_row + m
-    d += m * stride
-    if w is not None:
-        w += m * stride
-    own = tl.load(ids + i)
-    b = tl.arange(0, BLOCK)
-    total = tl.zeros([], tl.float64)
-    found = tl.zeros([], tl.int64)
-    for start in range(0, columns, BLOCK):
-        j = start + b
-        positive = (tl.load(ids + j, mask=j < columns, other=~own) == own) & (j != i)
-        p = tl.min(tl.where(positive, j, columns), 0)
-        while p < columns:
-            near = tl.load(d + p)
-            acc = tl.zeros([BLOCK], tl.float32)
-            hits = tl.zeros([BLOCK], tl.int32)
-            for at in range(0, columns, BLOCK):
-                n = at + b
-                negative = tl.load(ids + n, mask=n < columns, other=own) != own
-                far = tl.load(d + n, mask=n < columns, other=0.0)
-                term = near - far + margin
-                counted = negative & (term > 0)
-                if SEMI_HARD:
-                    counted = counted & (far > near)
-                if w is None:
-                    acc += tl.where(counted | (negative & (term != term)), term, 0.0)  # a NaN travels
-                else:
-                    tl.store(w + n, tl.load(w + n, mask=negative, other=0.0) - counted.to(tl.float32), mask=negative)
-                hits += counted.to(tl.int32)
-            pairs = tl.sum(hits, 0)
-            found += pairs
-            if w is None:
-                total += tl.sum(acc, 0).to(tl.float64)
-            else:
-                tl.store(w + p, pairs.to(tl.float32))
-                tl.debug_barrier()  # what one thread wrote, another may read next
-            p = tl.min(tl.where(positive & (j > p), j, columns), 0)
-    if w is None:
-        tl.store(loss + i, total)
-        tl.store(number + i, found.to(tl.float64))
-    else:
-        factor = tl.load(grad_loss + i)
-        for start in range(0, columns, BLOCK):
-            j = start + b
-            weight = tl.load(w + j, mask=j < columns, other=0.0) * factor
-            if EUCLIDEAN:
-                distance = tl.load(d + j, mask=j < columns, other=1.0)
-                weight = tl.where(distance > 0, weight / distance, 0.0)
-            tl.store(w + j, weight, mask=j < columns)
 
 
 # ---- chunks of S ----------------------------------------------------------------------------------------------------
@@ -687,16 +106,16 @@ class _Chunk(NamedTuple):
 
     @property
     def tiles(self) -> tuple[int, int]:
-        return triton.cdiv(self.s.shape[0], _shape.tile_m), triton.cdiv(self.s.shape[1], _shape.tile_n)
+        return triton.cdiv(self.s.shape[0], shape().tile_m), triton.cdiv(self.s.shape[1], shape().tile_n)
 
 
 def _chunk_shape(rows: int, columns: int, dim: int, symmetric: bool, whole_rows: bool) -> tuple[int, int]:
     """(R, C), as the top of this file says."""
     if whole_rows:
-        return min(rows, max(_shape.whole_rows, min(_shape.rows, 2 * dim))), columns
-    height = min(rows, _shape.symmetric_rows if symmetric else _shape.rows)
-    width = max(_shape.elements, (rows + columns) * dim) // height // _ROW * _ROW
-    return height, min(columns, _shape.columns, max(width, _ROW))
+        return min(rows, max(shape().whole_rows, min(shape().rows, 2 * dim))), columns
+    height = min(rows, shape().symmetric_rows if symmetric else shape().rows)
+    width = max(shape().elements, (rows + columns) * dim) // height // _ROW * _ROW
+    return height, min(columns, shape().columns, max(width, _ROW))
 
 
 def _chunks(u: Tensor, v: Tensor | None, whole_rows: bool = False) -> Iterator[_Chunk]:
@@ -714,7 +133,7 @@ def _chunks(u: Tensor, v: Tensor | None, whole_rows: bool = False) -> Iterator[_
 
 
 def _tiles() -> dict[str, int]:
-    return {"BLOCK_M": _shape.tile_m, "BLOCK_N": _shape.tile_n, "num_warps": _shape.warps}
+    return {"BLOCK_M": shape().tile_m, "BLOCK_N": shape().tile_n, "num_warps": shape().warps}
 
 
 def _diagonal(chunk: _Chunk) -> int:
@@ -755,7 +174,7 @@ def _zeros_like(x: Tensor) -> Tensor:
 
 def _slices(length: int) -> Iterator[slice]:
     """Of what is O(M·D), that much at a time: bounded temporaries."""
-    return (slice(start, start + _shape.rows) for start in range(0, length, _shape.rows))
+    return (slice(start, start + shape().rows) for start in range(0, length, shape().rows))
 
 
 def _dots(a: _Operand, b: _Operand, rows: slice, others: slice) -> Tensor:
@@ -819,10 +238,10 @@ class _Terms:
     def of(
         direction: int, like: Tensor, length: int, terms: Sequence[int], powers: Sequence[float], more: bool
     ) -> _Terms:
-        """more: with statistics: largest t and Σ t, and Σ exp(0·t) for their number."""
+        """more: with statistics: largest t and Σ t, and their number."""
         chosen = [(term, float(p)) for term, p in zip(terms, powers, strict=True) if term & COLUMNS == direction]
         if more:
-            chosen += [(direction | NEGATIVES | _PLAIN.value, 1.0), (direction | NEGATIVES, 0.0)]
+            chosen += [(direction | NEGATIVES | kernels.PLAIN, 1.0), (direction | NEGATIVES | kernels.NUMBER, 1.0)]
         return _Terms(
             tuple(term for term, _ in chosen),
             tuple(p for _, p in chosen),
@@ -835,18 +254,19 @@ class _Terms:
         terms, _, tiles, length = parts.shape
         if not terms or not length:
             return
-        plain = sum(1 << a for a, code in enumerate(self.codes) if code & _PLAIN.value)
-        _merge[(triton.cdiv(length, _shape.merge), terms)](
+        plain = sum(1 << a for a, code in enumerate(self.codes) if code & (kernels.PLAIN | kernels.NUMBER))
+        kernels.merge[(triton.cdiv(length, shape().merge), terms)](
             parts, self.largest[:, start:], self.total[:, start:], length, tiles, self.largest.shape[1], plain,
-            BLOCK=_shape.merge, BLOCK_PARTS=_shape.merge_parts, num_warps=_shape.warps,
+            BLOCK=shape().merge, BLOCK_PARTS=shape().merge_parts, num_warps=shape().warps,
         )  # fmt: skip
 
     def lse(self) -> Tensor:
         return self.largest.double() + self.total.log()
 
     def statistics(self) -> Tensor:
-        """[3, length]: they stand last."""
-        return torch.stack((self.largest[-2].double(), self.total[-2], self.total[-1]))
+        """[3, length]: they stand last. A maximum swallows a NaN, a sum does not."""
+        total = self.total[-2]
+        return torch.stack((torch.where(total.isnan(), total, self.largest[-2].double()), total, self.total[-1]))
 
 
 class _Context(NamedTuple):
@@ -869,10 +289,8 @@ class _Context(NamedTuple):
     ) -> _Context:  # fmt: skip
         if symmetric:
             column_ids = row_ids
-        if row_ids is None or column_ids is None:
-            row_ids = column_ids = None
+        row_ids, column_ids = together(row_ids, column_ids)
         rows = left.y.shape[0]
-        row_ids, column_ids = (None if x is None else x.contiguous() for x in (row_ids, column_ids))
         row_limit, column_limit = (None if x is None else x.float().contiguous() for x in (row_limit, column_limit))
         # With two sets, pair (i, i) is of one sample: equal modulo anything that no index reaches.
         samples = rows // max(views, 1) if symmetric else rows + right.y.shape[0]
@@ -900,7 +318,7 @@ def _sum_terms_of(chunk: _Chunk, context: _Context, by_row: _Terms, by_column: _
     (height, width), (down, across) = chunk.s.shape, chunk.tiles
     row_parts = chunk.s.new_empty(len(by_row.codes), 2, across, height)
     column_parts = chunk.s.new_empty(len(by_column.codes), 2, down, width)
-    _sum_terms[chunk.tiles](
+    kernels.sum_terms[chunk.tiles](
         chunk.s, **context.pointers, row_powers=by_row.powers, column_powers=by_column.powers, row_parts=row_parts,
         column_parts=column_parts, **chunk.place, samples=context.samples, ROW_TERMS=by_row.codes,
         COLUMN_TERMS=by_column.codes, EXCLUDE=context.exclude, **_tiles(),
@@ -912,7 +330,7 @@ def _weigh_terms(
     chunk: _Chunk, w: Tensor, context: _Context, by_row: _Weights, by_column: _Weights, lift: float,
     scale_parts: Tensor | None, halved: int,
 ) -> None:  # fmt: skip
-    _weigh[chunk.tiles](
+    kernels.weigh[chunk.tiles](
         chunk.s, w, **context.pointers, row_powers=by_row.powers, column_powers=by_column.powers,
         row_shift=by_row.shift, row_weight=by_row.weight, column_shift=by_column.shift, column_weight=by_column.weight,
         scale_parts=scale_parts, lift=lift, halved=halved, **chunk.place, rows=by_row.shift.shape[1],
@@ -1123,10 +541,7 @@ def sigmoid_contrast(
     needs_k: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The weights of the pairs go where their logits were: a gradient costs one product more, and S is formed once."""
-    if row_ids is None or column_ids is None:
-        row_ids = column_ids = None
-    else:
-        row_ids, column_ids = row_ids.contiguous(), column_ids.contiguous()
+    row_ids, column_ids = together(row_ids, column_ids)
     largest = (row_weight.double().abs() * positive_weight.double().abs().clamp_min(1)).max()
     size = largest.clamp_min(torch.finfo(torch.float32).tiny)
     row_weight = (row_weight.double() / size).float().contiguous()
@@ -1142,7 +557,7 @@ def sigmoid_contrast(
         w = _weight_buffer(chunk, held) if gradient else None
         losses = chunk.s.new_empty(chunk.tiles[1], chunk.s.shape[0])
         parts = chunk.s.new_empty(2, *chunk.tiles)
-        _sigmoid[chunk.tiles](
+        kernels.sigmoid[chunk.tiles](
             chunk.s, w, scale_in, bias_in, row_ids, column_ids, row_weight, positive_weight, losses, parts, lift,
             **chunk.place, **_tiles(),
         )  # fmt: skip
@@ -1173,55 +588,47 @@ def neighbours(
     """Whole rows with k None too: a row's list is one program's."""
     if k is None:
         column_ids = row_ids
-    if row_ids is None or column_ids is None:
-        row_ids = column_ids = None
-    else:
-        row_ids, column_ids = row_ids.contiguous(), column_ids.contiguous()
+    row_ids, column_ids = together(row_ids, column_ids)
     symmetric = k is None
     # Below every key, and all different, since one is evicted at a time.
-    best = (torch.arange(count, device=q.device) + _NO_KEY.value).repeat(q.shape[0], 1)
+    best = (torch.arange(count, device=q.device) + kernels.NO_KEY).repeat(q.shape[0], 1)
     held: list[Tensor] = []
     for chunk in _chunks(q, q if k is None else k):
         place = chunk.place
         height = place.pop("height")
         if count <= FUSED_COUNT:
-            _insert[(height,)](
+            kernels.insert[(height,)](
                 chunk.s, row_ids, column_ids, best, **place, count=count, SYMMETRIC=symmetric,
-                COUNT=triton.next_power_of_2(count), BLOCK=_shape.sweep, num_warps=_shape.warps,
+                COUNT=triton.next_power_of_2(count), BLOCK=shape().sweep, num_warps=shape().warps,
             )  # fmt: skip
             continue
         width = place["width"]
         if not held:
             held.append(best.new_empty(height, place["stride"]))
         keys = held[0][:height, :width]
-        _pack[(height, triton.cdiv(width, _shape.sweep))](
-            chunk.s, row_ids, column_ids, keys, **place, SYMMETRIC=symmetric, BLOCK=_shape.sweep, num_warps=_shape.warps
-        )
+        kernels.pack[(height, triton.cdiv(width, shape().sweep))](
+            chunk.s, row_ids, column_ids, keys, **place, SYMMETRIC=symmetric, BLOCK=shape().sweep,
+            num_warps=shape().warps,
+        )  # fmt: skip
         found = keys.topk(min(count, width), sorted=False).values
         best[chunk.rows] = torch.cat((best[chunk.rows], found), 1).topk(count, sorted=False).values
-    return _unpack(best.sort(dim=1, descending=True).values)
-
-
-def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """(value float32, index; −inf and −1 where there is none) of the keys that `_key` makes."""
-    high = keys >> 32
-    none = high <= _INFINITELY_LOW
-    bits = (high ^ ((high >> 31) & 0x7FFFFFFF)).to(torch.int32)
-    return bits.view(torch.float32).masked_fill(none, -torch.inf), (~keys & 0xFFFFFFFF).masked_fill(none, -1)
+    return from_keys(best.sort(dim=1, descending=True).values)
 
 
 @_guarded
 def hardest(q: Tensor, ids: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     rows = q.shape[0]
     ids, offset = ids.contiguous(), offset.float().contiguous()
-    best = ids.new_full((2, rows), _NO_KEY.value)
+    best = ids.new_full((2, rows), kernels.NO_KEY)
     for chunk in _chunks(q, None):
         (height, width), (down, across) = chunk.s.shape, chunk.tiles
         row_parts, column_parts = best.new_empty(2, across, height), best.new_empty(2, down, width)
-        _extremes[chunk.tiles](chunk.s, ids, offset, row_parts, column_parts, **chunk.place, samples=rows, **_tiles())
+        kernels.extremes[chunk.tiles](
+            chunk.s, ids, offset, row_parts, column_parts, **chunk.place, samples=rows, **_tiles()
+        )
         for part, parts in ((best[:, chunk.rows], row_parts), (best[:, chunk.columns], column_parts)):
             torch.maximum(part, parts.amax(1), out=part)
-    index = _unpack(best)[1]
+    index = from_keys(best)[1]
     return index[0], index[1]
 
 
@@ -1231,7 +638,7 @@ def _distance_chunks(q: Tensor, euclidean: bool) -> Iterator[_Chunk]:
     for chunk in _chunks(q, q, whole_rows=True):
         place = chunk.place
         del place["first_column"]
-        _distances[chunk.tiles](chunk.s, squares, **place, EUCLIDEAN=euclidean, **_tiles())
+        kernels.distances[chunk.tiles](chunk.s, squares, **place, EUCLIDEAN=euclidean, **_tiles())
         yield chunk
 
 
@@ -1240,9 +647,9 @@ def triplets(q: Tensor, ids: Tensor, margin: float, euclidean: bool, semi_hard: 
     rows, ids = q.shape[0], ids.contiguous()
     loss, count = q.new_empty(2, rows, dtype=torch.float64)
     for chunk in _distance_chunks(q, euclidean):
-        _row_triplets[(chunk.s.shape[0],)](
+        kernels.row_triplets[(chunk.s.shape[0],)](
             chunk.s, ids, float(margin), loss, count, None, None, chunk.row, rows, chunk.s.stride(0),
-            SEMI_HARD=semi_hard, EUCLIDEAN=euclidean, BLOCK=_shape.sweep, num_warps=_shape.warps,
+            SEMI_HARD=semi_hard, EUCLIDEAN=euclidean, BLOCK=shape().sweep, num_warps=shape().warps,
         )  # fmt: skip
     return loss, count
 
@@ -1262,9 +669,9 @@ def triplets_backward(
         if not held:
             held.append(chunk.s.new_empty(height, chunk.s.stride(0)))
         w = held[0][:height, :rows].zero_()
-        _row_triplets[(height,)](
+        kernels.row_triplets[(height,)](
             chunk.s, ids, float(margin), None, None, w, factors, chunk.row, rows, chunk.s.stride(0),
-            SEMI_HARD=semi_hard, EUCLIDEAN=euclidean, BLOCK=_shape.sweep, num_warps=_shape.warps,
+            SEMI_HARD=semi_hard, EUCLIDEAN=euclidean, BLOCK=shape().sweep, num_warps=shape().warps,
         )  # fmt: skip
         grad[chunk.rows].addmm_(w, wide, alpha=-1)
         grad.addmm_(w.t(), wide[chunk.rows], alpha=-1)
@@ -1274,84 +681,3 @@ def triplets_backward(
     if euclidean:
         grad.addcmul_(wide, total[:, None])
     return grad.mul_(size).to(q.dtype)
-
-
-# ---- ahead of time --------------------------------------------------------------------------------------------------
-
-
-class Shipped(NamedTuple):
-    """One kernel as it is launched."""
-
-    label: str
-    kernel: Any
-    types: dict[str, Any]  # argument -> Triton's name of its type; those missing are constants
-    constants: dict[str, Any]  # argument -> value, compiled in
-    warps: int
-
-
-_POINTERS = {
-    "*i64": ("row_ids", "column_ids", "ids", "keys", "best"),
-    "*fp64": ("total", "loss", "number"),
-    "i32": (*_SIZES, "stride"),
-    "fp32": ("lift", "margin"),
-}
-_TYPES = {name: kind for kind, names in _POINTERS.items() for name in names}
-
-
-def _shipped(label: str, kernel: Any, constants: dict[str, Any], **types: Any) -> Shipped:
-    """Of tensors as launchers make them; `types` says where an argument differs from what its name tells."""
-    shape = {
-        "BLOCK_M": _shape.tile_m, "BLOCK_N": _shape.tile_n, "BLOCK_PARTS": _shape.merge_parts,
-        "BLOCK": _shape.merge if kernel is _merge else _shape.sweep,
-    }  # fmt: skip
-    constants = {**{name: size for name, size in shape.items() if name in kernel.arg_names}, **constants}
-    own = {name: types.get(name, _TYPES.get(name, "*fp32")) for name in kernel.arg_names if name not in constants}
-    return Shipped(label, kernel, own, constants, _shape.warps)
-
-
-def shipped() -> Iterator[Shipped]:
-    """Every kernel, with the terms of the losses that use it: for compiling them ahead of time."""
-    everything = ("row_radius", "column_radius", "row_ids", "column_ids", "row_limit", "column_limit")
-    negative, same = ROWS | NEGATIVES, ROWS | SAME
-    column, same_column = COLUMNS | NEGATIVES, COLUMNS | SAME
-    for label, known, exclude, by_row, by_column, watched, elements in (
-        ("NT-Xent", (), True, (negative,), (negative,), False, ("*fp32",)),
-        ("NT-Xent, half", everything[:2], True, (negative,), (negative,), False, ("*bf16", "*fp16")),
-        ("CLIP", (), True, (negative,), (column,), False, ("*fp32", "*bf16")),
-        ("MoCo", (), False, (negative,), (), False, ("*fp32", "*bf16")),
-        ("supervised", everything[2:4], True, (negative, same), (negative, same), False, ("*bf16",)),
-        ("all terms", everything, True, (negative, same, negative), (column, same_column), True, ("*bf16",)),
-    ):
-        constants: dict[str, Any] = {name: None for name in everything if name not in known}
-        powers: dict[str, tuple[str, ...]] = {
-            "row_powers": ("fp32",) * len(by_row),
-            "column_powers": ("fp32",) * len(by_column),
-        }
-        terms = {"ROW_TERMS": by_row, "COLUMN_TERMS": by_column, "EXCLUDE": exclude}
-        own = {"scale_parts": None} if label == "MoCo" else {}
-        for element in elements:
-            yield _shipped(f"weights, {label}", _weigh, {**constants, **terms, **own}, w=element, **powers)
-        if watched:
-            powers = {name: (*kinds, "fp32", "fp32") for name, kinds in powers.items()}
-            terms["ROW_TERMS"] = (*by_row, negative | _PLAIN.value, negative)
-            terms["COLUMN_TERMS"] = (*by_column, column | _PLAIN.value, column)
-        yield _shipped(f"sums, {label}", _sum_terms, {**constants, **terms}, **powers)
-    yield _shipped("merge", _merge, {})
-    without: dict[str, Any]
-    stored: tuple[str, ...]
-    for label, without, stored in (
-        (", ids", {}, ("*bf16",)),
-        ("", {"row_ids": None, "column_ids": None}, ("*fp32", "*bf16", "*fp16")),
-    ):
-        yield _shipped(f"sigmoid{label}", _sigmoid, {**without, "w": None})
-        for element in stored:
-            yield _shipped(f"sigmoid weights{label}", _sigmoid, without, w=element)
-        for count in (1, FUSED_COUNT):
-            yield _shipped(f"{count} neighbours{label}", _insert, {**without, "SYMMETRIC": True, "COUNT": count})
-        yield _shipped(f"keys{label}", _pack, {**without, "SYMMETRIC": True})
-    yield _shipped("hardest", _extremes, {}, row_parts="*i64", column_parts="*i64")
-    for euclidean in (False, True):
-        yield _shipped("distances", _distances, {"EUCLIDEAN": euclidean})
-        flags = {"EUCLIDEAN": euclidean, "SEMI_HARD": euclidean}
-        yield _shipped("triplets", _row_triplets, {**flags, "w": None, "grad_loss": None})
-        yield _shipped("triplets' weights", _row_triplets, {**flags, "loss": None, "number": None})

@@ -5,17 +5,25 @@ load without masks; the keys of a bank are read as they lie. What a program sums
 ends: no atomics, the same bits in every run. A reduction over columns is the same kernel with the operands' roles
 swapped, S formed again. Small batches split the columns among programs, whose shares are added in a fixed order.
 
-Numbers, for M rows and N columns of D (a product is 2·M·N·D operations):
+A product of M rows and N columns of D is 2·M·N·D operations. S is formed again where it is needed again, so that
+there is a product more than in the chunked form, which pays in bytes instead:
 
-    contrast            1 product, symmetric or of rows alone; 2 with terms of columns. M·N exponentials each
-    contrast_backward   2 products for every gradient, if D fits one output block; beyond that, S is formed again for
-                        each further block of output columns
-    bank_contrast       2 products for every term
-    sigmoid_contrast    1 product; 2 for every gradient, the loss among the first's
-    neighbours          1 product
-    bytes               operands once from memory, then from the L2 cache: about 3·b·(M + N)·D forward, b bytes each
-    extra               b·(M + N)·D for the copies, backward 4·P·M·D for P partial gradients, P = 1 from 256 row blocks
-                        on and P·M < (M + 256·BLOCK_M) below; nothing of size M·N
+                                                streamed    chunked
+    contrast, rows with each other              1           ½
+    contrast, terms of rows alone               1           1
+    contrast, both directions                   2           1       M·N exponentials for each
+    contrast_backward, rows with each other     2           1½
+    contrast_backward, both gradients           4           3       2 for either alone, chunked 2
+    bank_contrast, T terms                      2·T         1 + T
+    sigmoid_contrast, value alone               1           1
+    sigmoid_contrast, both gradients            4           3       2 for grad_q, the value among them, 2 for grad_k
+    neighbours                                  1           1
+
+if D fits one output block; for each further block of output columns S is formed once more.
+
+    bytes   operands once from memory, then from the L2 cache: about 3·b·(M + N)·D forward, b bytes each
+    extra   b·(M + N)·D for the copies; where rows of D are summed, 4·P·M·D for P partial sums, P = 1 from 256 row
+            blocks on and never P·M > max(M, 4·(M + N)); nothing of size M·N
 
 Predicted time of forward + backward of NT-Xent, 6·M²·D operations (×3 for tf32x3) at the dense matrix rate, or 2·M²
 exponentials at 16 per clock and multiprocessor where that is more (e). A floor, in ms; **predicted, not measured**:
@@ -48,9 +56,9 @@ from pyssl_fast.kernels.reference.similarity import COLUMNS, SAME
 from pyssl_fast.kernels.triton import configs
 from pyssl_fast.kernels.triton.configs import Tile
 from pyssl_fast.kernels.triton.similarity import rows as row_kernels
+from pyssl_fast.kernels.triton.similarity.pairs import from_keys, together
 from pyssl_fast.kernels.triton.similarity.rows import Units, splits, units
 from pyssl_fast.kernels.triton.similarity.tiles import (
-    LOWEST,
     stream_bank,
     stream_gradient,
     stream_neighbours,
@@ -69,18 +77,17 @@ def _narrow(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float().contiguous()
 
 
-def _together(row_ids: Tensor | None, column_ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Both, or neither."""
-    if row_ids is None or column_ids is None:
-        return None, None
-    return row_ids.contiguous(), column_ids.contiguous()
-
-
 def _samples(rows: int, columns: int | None, views: int) -> tuple[int, bool]:
     """(i and j are of one sample if i ≡ j mod samples; whether any are)."""
     if columns is None:
         return rows // max(views, 1), True
     return max(rows, columns), views > 0
+
+
+def _splits_of_sums(tile: Tile, programs: int, near: Units, columns: int) -> tuple[int, int]:
+    """As `splits`, where each has rows of D of its own: together at most four times the rows and columns themselves."""
+    most = max(1, 4 * (near.rows + columns) * near.dim // near.y.numel())
+    return splits(programs, min(tile.programs, programs * most), triton.cdiv(columns, tile.block_n))
 
 
 def _statistics(parts: Tensor, count: int) -> Tensor:
@@ -173,7 +180,7 @@ def contrast(
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the twin. 4 launches for NT-Xent; 1 product for the rows and 1 for the columns if any term is of theirs."""
-    ids = _together(row_ids, row_ids if k is None else column_ids)
+    ids = together(row_ids, row_ids if k is None else column_ids)
     limits = _narrow(row_limit), _narrow(column_limit)
     plain = _is_plain(ids[0], limits, terms, statistics)
     tile = configs.sums(q, plain and _one_a_side(terms))
@@ -242,7 +249,7 @@ def contrast_backward(
     needs_k: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the twin; bitwise the same in every run. 2 products for every gradient, for D up to one output block."""
-    ids = _together(row_ids, row_ids if k is None else column_ids)
+    ids = together(row_ids, row_ids if k is None else column_ids)
     limits = _narrow(row_limit), _narrow(row_limit if k is None else column_limit)
     plain = _is_plain(ids[0], limits, terms, False)
     tile = configs.gradient(q, plain and _one_a_side(terms))
@@ -276,7 +283,7 @@ def contrast_backward(
             own_weights, other_weights = (of_columns, of_rows) if swap else (of_rows, of_columns)
             own_limit, other_limit = limits[::-1] if swap else limits
             row_blocks, out_blocks = triton.cdiv(near.rows, tile.block_m), near.depth // tile.block_out
-            count, tiles = splits(row_blocks * out_blocks, tile.programs, triton.cdiv(far.rows, tile.block_n))
+            count, tiles = _splits_of_sums(tile, row_blocks * out_blocks, near, far.rows)
             du = q.new_empty(count, near.padded, near.depth, dtype=torch.float32)
             constants = gradient_constants(tile, precision, own[0], other[0], own == other, sample[1], normalize, plain)
             stream_gradient[(row_blocks, count, out_blocks)](
@@ -313,7 +320,7 @@ def bank_contrast(
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the twin. 2 products for every term; k is read as it lies, whatever its dtype, and never copied."""
-    ids, limit = _together(row_ids, column_ids), _narrow(row_limit)
+    ids, limit = together(row_ids, column_ids), _narrow(row_limit)
     tile, row, precision = configs.bank(q), configs.row(), configs.kind(q.dtype)
     rows, dim = q.shape
     lse = q.new_empty(len(terms), rows, dtype=torch.float64)
@@ -322,7 +329,7 @@ def bank_contrast(
     with torch.cuda.device_of(q):
         u = units(q, False, tile, row)
         row_blocks, out_blocks = triton.cdiv(rows, tile.block_m), u.depth // tile.block_out
-        count, tiles = splits(row_blocks * out_blocks, tile.programs, triton.cdiv(k.shape[0], tile.block_n))
+        count, tiles = _splits_of_sums(tile, row_blocks * out_blocks, u, k.shape[0])
         shift, total = (q.new_empty(count, u.padded, dtype=torch.float32) for _ in range(2))
         split_key = q.new_empty(count, u.padded, u.depth, dtype=torch.float32)
         for term, power in enumerate(powers):
@@ -362,7 +369,7 @@ def sigmoid_contrast(
     needs_k: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As the twin. 1 product, 1 more for grad_q and 2 for grad_k, for D up to one output block."""
-    ids = _together(row_ids, column_ids)
+    ids = together(row_ids, column_ids)
     tile, row, precision = configs.sigmoid(q), configs.row(), configs.kind(q.dtype)
     lift = configs.lift(precision)
     bound = (row_weight.double() * positive_weight.double().abs().clamp_min(1)).abs().amax()
@@ -377,7 +384,7 @@ def sigmoid_contrast(
             row_blocks, out_blocks = triton.cdiv(near.rows, tile.block_m), near.depth // tile.block_out
             if not wanted:
                 out_blocks = 1
-            count, tiles = splits(row_blocks * out_blocks, tile.programs, triton.cdiv(far.rows, tile.block_n))
+            count, tiles = _splits_of_sums(tile, row_blocks * out_blocks, near, far.rows)
             sums = None if swapped else q.new_empty(3, count, near.padded, dtype=torch.float32)
             du = q.new_empty(count, near.padded, near.depth, dtype=torch.float32) if wanted else None
             stream_sigmoid[(row_blocks, count, out_blocks)](
@@ -410,7 +417,7 @@ def neighbours(
     q: Tensor, k: Tensor | None, count: int, row_ids: Tensor | None, column_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As the twin, for counts up to configs.NEIGHBOURS_AT_MOST. 1 product; k is read as it lies."""
-    ids = _together(row_ids, row_ids if k is None else column_ids)
+    ids = together(row_ids, row_ids if k is None else column_ids)
     tile, row, precision = configs.neighbours(q), configs.row(), configs.kind(q.dtype)
     best = max(2, triton.next_power_of_2(count))
     keys = q if k is None else k
@@ -426,11 +433,7 @@ def neighbours(
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     found = found[:, :rows].transpose(0, 1).reshape(rows, parts * best).topk(count, 1).values
-    high = found >> 32
-    bits = high ^ ((high >> 31) & 0x7FFFFFFF)
-    nothing = high == LOWEST
-    similarity = bits.int().view(torch.float32).masked_fill(nothing, -torch.inf)
-    return similarity, (0xFFFFFFFF - (found & 0xFFFFFFFF)).masked_fill(nothing, -1)
+    return from_keys(found)
 
 
 def neighbours_constants(tile: Tile, precision: str, paired: bool, even: bool, best: int) -> dict[str, Any]:

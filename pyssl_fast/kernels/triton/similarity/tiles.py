@@ -11,12 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pyssl_fast.kernels.triton.similarity.pairs import LOWEST, key, kinds, log1p, ordered, others, within
 from pyssl_fast.kernels.triton.similarity.rows import LOG2E, bounded, kernel
-
-LOWEST = -(1 << 31)  # below every float32 in order
-_LOWEST = tl.constexpr(LOWEST)
-_LOW_HALF = tl.constexpr(0xFFFFFFFF)
-
 
 # ---- tiles: what every kernel does with one -------------------------------------------------------------------------
 
@@ -116,34 +112,13 @@ def _is_edge(
 
 
 @triton.jit
-def _others(
-    i,  # [BLOCK_M]
-    j,  # [BLOCK_N]
-    columns,
-    samples,
-    PAIRED: tl.constexpr,  # whether i and j ≡ i mod samples are one sample: the row itself or a positive
-):
-    """[BLOCK_M, BLOCK_N] neither one sample nor padding."""
-    inside = (j < columns)[None, :] & (i >= 0)[:, None]
-    if PAIRED:
-        inside = inside & ((i % samples)[:, None] != (j % samples)[None, :])
-    return inside
-
-
-@triton.jit
 def _kinds(
     i, j, row_ids, column_ids, rows, columns, samples,
     PAIRED: tl.constexpr,
 ):  # fmt: skip
     """(negatives, same) of the tile."""
-    other = _others(i, j, columns, samples, PAIRED)
-    if row_ids is None:
-        return other, other & (j < 0)[None, :]
-    else:
-        id_i = tl.load(row_ids + i, mask=i < rows, other=0)
-        id_j = tl.load(column_ids + j, mask=j < columns, other=0)
-        equal = id_i[:, None] == id_j[None, :]
-        return other & (equal == 0), other & equal
+    is_column = j < columns
+    return kinds(i, j, is_column[None, :], i < rows, is_column, row_ids, column_ids, samples, PAIRED)
 
 
 @triton.jit
@@ -191,22 +166,6 @@ def _store_statistics(
 ):
     for n in tl.static_range(3):
         tl.store(statistics + n * plane + at, found[n])
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) for 0 ≤ x ≤ 1, to about 2 ulp: the hardware's logarithm is only good in absolute terms around 1."""
-    t = x / (2.0 + x)  # log(1 + x) = 2·atanh(t); t ≤ 1/3, so eight terms leave 1e-9
-    q = t * t
-    series = 1 / 15.0
-    series = series * q + 1 / 13.0
-    series = series * q + 1 / 11.0
-    series = series * q + 1 / 9.0
-    series = series * q + 1 / 7.0
-    series = series * q + 1 / 5.0
-    series = series * q + 1 / 3.0
-    series = series * q + 1.0
-    return 2.0 * t * series
 
 
 # ---- contrast -------------------------------------------------------------------------------------------------------
@@ -263,13 +222,13 @@ def _sum_tiles(
                 power = powers[term]
                 e = _exponentials(s, (c * power)[:, None], tl.abs(scale * LOG2E * power))
                 if edge:
-                    e = tl.where(_others(i, j, columns, samples, PAIRED), e, 0.0)
+                    e = tl.where(others(i, j, (j < columns)[None, :], samples, PAIRED), e, 0.0)
                 new_totals += (totals[term] + tl.sum(e, 1),)
             new_shifts = shifts
         else:
             negatives, same = _kinds(i, j, row_ids, column_ids, rows, columns, samples, PAIRED)
             if limit is not None:
-                negatives = negatives & (s * scale_i[:, None] <= limit_i[:, None])
+                negatives = within(negatives, s * scale_i[:, None], limit_i[:, None])
             if statistics is not None:
                 found = _watch(found, s * scale_i[:, None], negatives)
             for term in tl.static_range(len(TERMS)):
@@ -425,7 +384,7 @@ def _gradient_tiles(
             power = own_powers[term]
             kept = same if OWN[term] else keep
             if own_limit is not None and not OWN[term]:
-                kept = keep & (t <= own_limit_i[:, None])
+                kept = within(keep, t, own_limit_i[:, None])
             w += _term_weights(
                 s, (c * power)[:, None], tl.abs(scale * LOG2E * power) - LIFT, own_b[term][:, None],
                 own_w[term][:, None], kept, BOUNDED, PLAIN,
@@ -436,7 +395,7 @@ def _gradient_tiles(
             power = own_powers[term] if ALIKE else other_powers[term]
             kept = same if OTHER[term] else keep
             if other_limit is not None and not OTHER[term]:
-                kept = keep & (t <= tl.load(other_limit + j, mask=j < columns, other=0.0)[None, :])
+                kept = within(keep, t, tl.load(other_limit + j, mask=j < columns, other=0.0)[None, :])
             weight_j = tl.load(other_weight + term * other_padded.to(tl.int64) + j)
             if x_radius is not None:
                 weight_j = weight_j * radius_j
@@ -447,7 +406,7 @@ def _gradient_tiles(
             )  # fmt: skip
         if PLAIN:  # noqa: SIM102, known when it is compiled
             if _is_edge(row_start, column_start, columns, samples, PAIRED, BLOCK_M, BLOCK_N):
-                w = tl.where(_others(i, j, columns, samples, PAIRED), w, 0.0)
+                w = tl.where(others(i, j, (j < columns)[None, :], samples, PAIRED), w, 0.0)
         acc = _dot(w.to(y.dtype.element_ty), right, acc, PRECISION, UPCAST)
     tl.store(du + row_start.to(tl.int64) * depth + (m[:, None] * depth + o[None, :]), acc)
 
@@ -594,7 +553,7 @@ def stream_bank(
             right = right.to(y.dtype.element_ty)
         negatives, same = _kinds(i, j, row_ids, column_ids, rows, columns, 1, False)
         if limit is not None:
-            negatives = negatives & (s * scale <= limit_i[:, None])
+            negatives = within(negatives, s * scale, limit_i[:, None])
         if statistics is not None:
             found = _watch(found, s * scale, negatives)
         e, total, shift, rescale = _online(total, shift, s, c, same if TERM else negatives)
@@ -687,7 +646,7 @@ def stream_sigmoid(
         w = tl.where(t >= 0, 1.0, e) / (1.0 + e) * factor
         w = tl.where(positive, -w, w)
         if not SWAPPED:
-            loss += tl.sum((tl.maximum(t, 0.0) + _log1p(e)) * factor, 1)
+            loss += tl.sum((tl.maximum(t, 0.0) + log1p(e)) * factor, 1)
             pull += tl.sum(w, 1)
             inner += tl.sum(w * s, 1)
         if du is not None:
@@ -708,20 +667,13 @@ def stream_sigmoid(
 # ---- neighbours -----------------------------------------------------------------------------------------------------
 
 
-@triton.jit
-def _ordered(s):
-    """int32 in the order of s, a NaN above all."""
-    bits = tl.where(s != s, 0x7FC00000, (s + 0.0).to(tl.int32, bitcast=True))  # + 0: −0 is 0
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
 @kernel
 def stream_neighbours(
     y,  # [padded, depth] the queries
     keys,  # [columns, dim] any strides, any dtype
     row_ids,  # [rows] int64 or None
     column_ids,  # [columns] or None
-    best,  # [splits, padded, BEST] int64 out: _ordered(s) above 2³² − 1 − j, in no order; lowest where there are fewer
+    best,  # [splits, padded, BEST] int64 out: keys, in no order; lowest where there are fewer
     rows,
     columns,
     padded,
@@ -757,7 +709,7 @@ def stream_neighbours(
     left = y + row_start.to(tl.int64) * depth + (m[:, None] * depth + tl.arange(0, BLOCK_K)[None, :])
     if ONE_CHUNK:
         left = tl.load(left)
-    lowest = tl.full([BLOCK_M, BEST], _LOWEST, tl.int64) << 32
+    lowest = tl.full([BLOCK_M, BEST], LOWEST, tl.int64) << 32
     found = lowest
     for tile in range(first, last):
         column_start = tile * BLOCK_N
@@ -767,16 +719,16 @@ def stream_neighbours(
             EVEN, BLOCK_M, BLOCK_N, BLOCK_K, ONE_CHUNK, y.dtype.element_ty, PRECISION, UPCAST,
         )  # fmt: skip
         negatives, _ = _kinds(i, j, row_ids, column_ids, rows, columns, samples, PAIRED)
-        s = tl.where(negatives & (s != float("-inf")), _ordered(s), _LOWEST)
+        s = tl.where(negatives & (s != float("-inf")), ordered(s), LOWEST)
         top, at = tl.max(s, 1, return_indices=True)
-        candidate = (top.to(tl.int64) << 32) | (_LOW_HALF - (column_start + at).to(tl.int64))
-        take = (candidate > tl.min(found, 1)) & (top > _LOWEST)
+        candidate = key(top, column_start + at)
+        take = (candidate > tl.min(found, 1)) & (top > LOWEST)
         while tl.max(take.to(tl.int32), 0) > 0:
             smallest = tl.argmin(found, 1)
             found = tl.where((place[None, :] == smallest[:, None]) & take[:, None], candidate[:, None], found)
-            s = tl.where(n[None, :] == at[:, None], _LOWEST, s)
+            s = tl.where(n[None, :] == at[:, None], LOWEST, s)
             top, at = tl.max(s, 1, return_indices=True)
-            candidate = (top.to(tl.int64) << 32) | (_LOW_HALF - (column_start + at).to(tl.int64))
-            take = (candidate > tl.min(found, 1)) & (top > _LOWEST)
+            candidate = key(top, column_start + at)
+            take = (candidate > tl.min(found, 1)) & (top > LOWEST)
     out = (split.to(tl.int64) * padded + i)[:, None] * BEST + place[None, :]
     tl.store(best + out, found)
