@@ -80,8 +80,8 @@ def sup_con(
             negatives (Chuang et al. 2020, eq. 8), of which e^(1/τ) bounds the logits: for normalised rows. Not together
             with label smoothing or a mask.
         return_metrics: return (loss, `Metrics`). Its accuracy is the share of the anchors with positives whose most
-            similar row is one of them, or as similar as one up to rounding; NaN where a row is. From the same pass; with
-            a mask it takes a search, half a matrix product more.
+            similar row is one of them, or as similar as one up to rounding; NaN where a row is. From the same pass;
+            with a mask it takes a search, half a matrix product more.
 
     Returns:
         [] loss, or [V, B] with reduction="none" ([B] with one view of anchors); float32 (float64 for float64
