@@ -23,6 +23,7 @@ struct Plan {
       c[n] = slope(a.scale * term.power * kLog2E);
       largest_power = term.power > largest_power ? term.power : largest_power;
       (term.columns ? column : row) = n;
+      one_power &= term.power == a.terms[0].power;
       plain &= !term.same && term.power == a.terms[0].power;
       for (int m = 0; m < n; ++m) plain &= a.terms[m].columns != term.columns;
     }
@@ -59,6 +60,7 @@ struct Plan {
   float unit, nothing;
   float c[kMaxTerms];
   double largest_power = 0;
+  bool one_power = true;      // of all terms
   bool plain;                 // at most one term along each direction, of negatives, with one power and no limits
   int row = -1, column = -1;  // the terms in the plain case
   int64_t samples;
@@ -166,11 +168,18 @@ void forward(const Contrast& args) {
             running_sums<false>(tile.s, I, J, plan.c[0], row_max, row, column_max, column);
         }
       } else {
+        const auto sums = [&](auto columns, int n, float** line) {
+          constexpr bool kColumns = decltype(columns)::value;
+          const Keep keep = plan.keep(n, kColumns);
+          if (one_bound)
+            kept_sums<kColumns, true>(tile.s, I, J, plan.c[n], bound, keep, nullptr, line[0]);
+          else
+            kept_sums<kColumns, false>(tile.s, I, J, plan.c[n], 0, keep, line[1], line[0]);
+        };
         for (int n = 0; n < a.term_count; ++n) {
           float** line = lines + 4 * n;
-          if (!a.terms[n].columns) kept_sums<false>(tile.s, I, J, plan.c[n], plan.keep(n, false), line[1], line[0]);
-          if (a.terms[n].columns || plan.both(pair))
-            kept_sums<true>(tile.s, I, J, plan.c[n], plan.keep(n, true), line[3], line[2]);
+          if (!a.terms[n].columns) sums(std::false_type(), n, line);
+          if (a.terms[n].columns || plan.both(pair)) sums(std::true_type(), n, line + 2);
         }
       }
       if (args.statistics) {
@@ -185,9 +194,8 @@ void forward(const Contrast& args) {
         for (int n = 0; n < a.term_count; ++n) {
           if (!Order::kSymmetric && a.terms[n].columns != along_columns) continue;
           float** line = lines + (plan.plain ? 0 : 4 * n) + (along_columns ? 2 : 0);
-          const bool has_maximum = !plan.plain || !one_bound;
           const int64_t start = plan.start(n);
-          Totals{sum + start, maximum + start}.add(block, line[0], has_maximum ? line[1] : nullptr);
+          Totals{sum + start, maximum + start}.add(block, line[0], one_bound ? nullptr : line[1]);
         }
         float** found = along_columns ? column_statistic : statistic;
         const bool after_rows = along_columns && !Order::kSymmetric;
@@ -213,7 +221,7 @@ void forward(const Contrast& args) {
   });
   const float bound = static_cast<float>(largest_logit(plan, q, k) * kLog2E);
   for (int64_t i = 0; i < length; ++i) {
-    const double shift = plan.plain && bounded ? bound : maximum[i];
+    const double shift = bounded ? bound : maximum[i];
     args.lse[i] = sum[i] == 0 ? -INFINITY : std::log(sum[i]) + shift / kLog2E;
   }
 }
@@ -280,7 +288,7 @@ void backward(const ContrastBackward& args) {
       team.barrier();
       grad_k.clear(team);
       const double largest = largest_logit(plan, q, k);
-      const bool bounded = plan.plain && largest <= kBoundLimit;
+      const bool bounded = plan.one_power && largest <= kBoundLimit;
       const float bound = static_cast<float>(largest * kLog2E);
       if (team.rank == 0) {
         for (int64_t i = 0; i < padded; ++i) reference(none)[i] = factor(none)[i] = 0;
@@ -306,7 +314,9 @@ void backward(const ContrastBackward& args) {
       const Tile<Products> tile(tiles, team.rank, edge, kLines);
       for_each_tile(team, order, *q.products, *k.products, tile, [&](const Pair& pair, Block I, Block J) {
         plan.clean(tile.s, I, J);
-        if (!plan.plain)
+        if (!plan.plain && bounded)
+          bounded_kept_weights(tile.s, I, J, plan.c[0], bound, weights, weight_count);
+        else if (!plan.plain)
           kept_weights(tile.s, I, J, weights, weight_count);
         else if (bounded)
           bounded_weights(tile.s, I, J, plan.c[0], bound, factor(row) + I.begin, factor(column) + J.begin);

@@ -190,33 +190,38 @@ static inline void running_sums(const float* s, Block I, Block J, float c, float
   }
 }
 
-// One term along one direction, over the pairs that it keeps.
-template <bool kColumns>
-static inline void kept_sums(const float* s, Block I, Block J, float c, const Keep& keep, float* maximum, float* sum) {
+// One term along one direction, over the pairs that it keeps. kBounded: relative to `bound`, and there is no maximum[].
+template <bool kColumns, bool kBounded>
+static inline void kept_sums(const float* s, Block I, Block J, float c, float bound, const Keep& keep, float* maximum,
+                             float* sum) {
   const int64_t width = round_up(J.size, kLanes);
   const auto at = [&](int64_t i, int64_t j) {
     const vf x = load(s + i * kTileStride + j);
     return keep(x, I, J, i, j) ? scaled(x, c) : set(-INFINITY);
   };
   if (kColumns)
-    for (int64_t j = 0; j < width; ++j) maximum[j] = kLowest, sum[j] = 0;
-  for (int64_t i = 0; i < I.size; ++i) {
-    vf largest = set(kLowest);
-    for (int64_t j = 0; j < width; j += kLanes) {
-      if (kColumns)
-        store(maximum + j, max(load(maximum + j), at(i, j)));
-      else
-        largest = max(largest, at(i, j));
+    for (int64_t j = 0; j < width; ++j) sum[j] = 0;
+  if (!kBounded) {
+    if (kColumns)
+      for (int64_t j = 0; j < width; ++j) maximum[j] = kLowest;
+    for (int64_t i = 0; i < I.size; ++i) {
+      vf largest = set(kLowest);
+      for (int64_t j = 0; j < width; j += kLanes) {
+        if (kColumns)
+          store(maximum + j, max(load(maximum + j), at(i, j)));
+        else
+          largest = max(largest, at(i, j));
+      }
+      if (!kColumns) maximum[i] = hmax(largest);
     }
-    if (!kColumns) maximum[i] = hmax(largest);
   }
   for (int64_t i = 0; i < I.size; ++i) {
     vf total = {};
     for (int64_t j = 0; j < width; j += kLanes) {
       if (kColumns)
-        store(sum + j, load(sum + j) + exp2(at(i, j) - load(maximum + j)));
+        store(sum + j, load(sum + j) + exp2(at(i, j) - (kBounded ? set(bound) : load(maximum + j))));
       else
-        total += exp2(at(i, j) - maximum[i]);
+        total += exp2(at(i, j) - (kBounded ? bound : maximum[i]));
     }
     if (!kColumns) sum[i] = hsum(total);
   }
@@ -301,6 +306,25 @@ static inline void running_weights(float* s, Block I, Block J, float c, const fl
     for (int64_t j = 0; j < width; j += kLanes) {
       const vf t = scaled(load(w + j), c);
       store(w + j, exp2(t - reference_i[i]) * factor_i[i] + exp2(t - load(reference_j + j)) * load(factor_j + j));
+    }
+  }
+}
+
+// Terms with the same c, over the pairs that each keeps, with one reference for all: one exponential serves them.
+static inline void bounded_kept_weights(float* s, Block I, Block J, float c, float bound, const Weight* weights,
+                                        int count) {
+  const int64_t width = round_up(J.size, kLanes);
+  for (int64_t i = 0; i < I.size; ++i) {
+    float* w = s + i * kTileStride;
+    for (int64_t j = 0; j < width; j += kLanes) {
+      const vf x = load(w + j);
+      vf factors = {};
+      for (int n = 0; n < count; ++n) {
+        const Weight& weight = weights[n];
+        const vf factor = weight.columns ? load(weight.factor + J.begin + j) : set(weight.factor[I.begin + i]);
+        factors += weight.keep(x, I, J, i, j) ? factor : vf{};
+      }
+      store(w + j, exp2(scaled(x, c) - bound) * factors);
     }
   }
 }

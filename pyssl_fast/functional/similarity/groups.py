@@ -17,7 +17,7 @@ def count_equal(row_ids: Tensor, column_ids: Tensor) -> Tensor:
 def sum_equal(row_ids: Tensor, column_ids: Tensor, columns: Tensor) -> Tensor:
     """[M, D]: the sum of those of the [N, D] columns whose id is the row's. O((M + N)·(D + log N)).
 
-    In the order of the columns, and so is the gradient in that of the rows: index_add has none on a GPU.
+    In the order of the columns, and so is the gradient in that of the rows: index_add has one on the CPU alone.
     """
     # One tensor twice does not trace.
     result: Tensor = _SumEqual.apply(row_ids, None if column_ids is row_ids else column_ids, columns)
@@ -32,9 +32,12 @@ class _SumEqual(torch.autograd.Function):
         column_ids = row_ids if column_ids is None else column_ids
         ordered, order = column_ids.sort(stable=True)
         first = torch.searchsorted(ordered, ordered)  # where the sum of an id will stand; the other places hold 0
-        length = torch.searchsorted(ordered, ordered, right=True) - first
-        length = length.masked_fill(first != torch.arange(len(ordered), device=ordered.device), 0)
-        sums = torch.segment_reduce(columns[order], "sum", lengths=length, axis=0, unsafe=True, initial=0)
+        if columns.device.type == "cpu":  # in order there, and twice as fast
+            sums = torch.zeros_like(columns).index_add_(0, first, columns.index_select(0, order))
+        else:
+            length = torch.searchsorted(ordered, ordered, right=True) - first
+            length = length.masked_fill(first != torch.arange(len(ordered), device=ordered.device), 0)
+            sums = torch.segment_reduce(columns[order], "sum", lengths=length, axis=0, unsafe=True, initial=0)
         found = torch.searchsorted(ordered, row_ids).clamp_max(len(ordered) - 1)
         return sums[found].masked_fill((ordered[found] != row_ids)[:, None], 0)
 
