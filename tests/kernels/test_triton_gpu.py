@@ -8,8 +8,6 @@ import os
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="torch comes without Triton on this platform")
-
 from pyssl_fast.kernels.triton import configs
 from pyssl_fast.kernels.triton.similarity import streamed
 from tests.kernels import similarity_cases as cases

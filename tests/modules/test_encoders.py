@@ -57,7 +57,6 @@ def test_without_timm_it_is_named(monkeypatch):
 
 
 def test_timms_encoders_are_found():
-    pytest.importorskip("timm")
     encoder, features = build_encoder("convnextv2_atto", 3, 64)
     assert encoder(torch.randn(2, 3, 64, 64)).shape == (2, features)
 
