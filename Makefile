@@ -9,7 +9,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 demo: $(VENV)/.train
 	$(BIN)/pyssl-fast train simclr --data mnist5k --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-# By files on the cores there are, up to four, each on one thread: half the time. What needs several threads says so.
+# By files on the cores there are, up to four, each on one thread. What needs several threads says so.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile
 
 test: $(VENV)/.test
