@@ -17,7 +17,8 @@ static inline bool better(int kind, float x, float than) {
 static inline float worst(int kind) { return kind == 0 ? -INFINITY : INFINITY; }
 
 // The values alone, along both directions of a tile: row and column [kind][kBlock]. Where they stand is looked up only
-// if they beat what the row has already: among T tiles a row sees, that is about log T times. Returns whether there is a NaN, which a maximum may lose.
+// if they beat what the row has already: among T tiles a row sees, that is about log T times. Returns whether there is a
+// NaN, which a maximum may lose.
 template <bool kSame>
 static bool extremes(const float* s, Block I, Block J, const int32_t* ids, const float* offset, float* const* row,
                      float* const* column) {
