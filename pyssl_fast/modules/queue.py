@@ -12,6 +12,20 @@ from torch import Tensor, nn
 from pyssl_fast.functional.checks import check_count, check_embeddings
 
 
+def key_sizes(size: int | Sequence[int], least: int = 1) -> tuple[int, ...]:
+    """lightly's `size`, a number of keys or (number, length), as a tuple.
+
+    Raises:
+        TypeError, ValueError: it is neither.
+    """
+    sizes = tuple(size) if isinstance(size, Sequence) else (size,)
+    for entry in sizes:
+        check_count("size", entry, least)
+    if len(sizes) not in (1, 2):
+        raise ValueError(f"size must be a number of keys, or (number, length); got {size}")
+    return sizes
+
+
 class KeyQueue(nn.Module):
     """The keys of the latest batches, the oldest overwritten first (He et al. 2020, section 3.2).
 
@@ -22,7 +36,7 @@ class KeyQueue(nn.Module):
     Args:
         size: number of keys.
         dim: their length; None: that of the first keys, or of the state that is loaded.
-        normalize: divide keys by their length on the way in.
+        normalize: divide keys by their length on the way in. False: `unit_keys` keeps a second bank that holds them so.
         drop_on_wrap: do not go round within a batch: the keys beyond the last row are dropped, as lightly's are.
 
     Attributes, all buffers of the state dict:
@@ -34,6 +48,7 @@ class KeyQueue(nn.Module):
     """
 
     keys: Tensor
+    _unit: Tensor | None
     pointer: Tensor
     filled: Tensor
 
@@ -48,6 +63,7 @@ class KeyQueue(nn.Module):
         self.normalize = normalize
         self.drop_on_wrap = drop_on_wrap
         self.register_buffer("keys", torch.empty(size, 0))
+        self.register_buffer("_unit", None, persistent=False)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         if dim is not None:
@@ -56,6 +72,19 @@ class KeyQueue(nn.Module):
     @torch.no_grad()
     def _fill(self, dim: int) -> None:
         self.keys = F.normalize(torch.randn(self.size, dim, dtype=self.keys.dtype, device=self.keys.device), dim=1)
+        self._unit = None
+
+    @torch.no_grad()
+    def unit_keys(self) -> Tensor:
+        """[size, dim] the keys divided by their length; `keys` themselves where they are kept so. Not a copy: read it.
+
+        Made at the first call, kept by `update`. Keys that were written otherwise are not seen.
+        """
+        if self.normalize:
+            return self.keys
+        if self._unit is None:
+            self._unit = F.normalize(self.keys, dim=1)
+        return self._unit
 
     def expect(self, keys: Tensor) -> None:
         """Size the queue for keys [B, D] if it has no length yet.
@@ -72,11 +101,8 @@ class KeyQueue(nn.Module):
             raise ValueError(f"keys must be on the queue's device {self.keys.device}; got {keys.device}")
 
     @torch.no_grad()
-    def update(self, keys: Tensor) -> Tensor:
+    def update(self, keys: Tensor) -> None:
         """Write keys [B, D] over the oldest rows, in place.
-
-        Returns:
-            [B] int64, the rows that were written.
 
         Raises:
             TypeError, ValueError: keys that do not fit, or more of them than the queue holds.
@@ -99,9 +125,11 @@ class KeyQueue(nn.Module):
         self.filled.copy_(torch.maximum(self.filled, row[-1] + 1).clamp_max(self.size))
         self.keys.index_copy_(0, place, keys)
         self.pointer.copy_(end % self.size)
-        return place
+        if self._unit is not None:
+            self._unit.index_copy_(0, place, F.normalize(keys, dim=1))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        self._unit = None
         names = [prefix + name for name in ("keys", "pointer", "filled")]
         saved = state_dict.get(names[0])
         if isinstance(saved, Tensor) and saved.shape == (self.size, 0):
@@ -142,12 +170,7 @@ class MemoryBankModule(nn.Module):
         super().__init__()
         if gather_distributed:
             raise NotImplementedError("gather_distributed=True: gathering over processes is not supported")
-        sizes = tuple(size) if isinstance(size, Sequence) else (size,)
-        for entry in sizes:
-            check_count("size", entry, 0)
-        if len(sizes) not in (1, 2):
-            raise ValueError(f"size must be a number of keys, or (number, length); got {size}")
-        self.size = sizes
+        self.size = sizes = key_sizes(size, 0)
         self.gather_distributed = gather_distributed
         self.feature_dim_first = feature_dim_first
         self.queue = None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,6 +67,19 @@ def test_the_state_dict_carries_the_bank() -> None:
     other.load_state_dict(bank.state_dict())
     output = torch.randn(4, 5)
     assert torch.equal(other(output), bank(output))
+
+
+def test_a_bank_survives_pickling_and_a_second_load_and_sees_the_queues_updates() -> None:
+    bank, other = NNMemoryBankModule((30, 5)), NNMemoryBankModule((30, 5))
+    output = torch.randn(6, 5)
+    bank(output, update=True)
+    assert torch.equal(pickle.loads(pickle.dumps(bank))(output), output)
+    other(output)  # it has divided its own keys by now
+    other.load_state_dict(bank.state_dict())
+    assert torch.equal(other(output), output)
+    later = 7 * torch.randn(3, 5)
+    other.queue.update(later)
+    assert torch.equal(other(later), later)
 
 
 def test_compiles_whole() -> None:
