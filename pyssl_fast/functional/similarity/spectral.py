@@ -18,7 +18,7 @@ def spectral_contrastive(z0: Tensor, z1: Tensor, mu: float = 1.0) -> Tensor:
         loss = (−2·mean_i s_ii + mean_{i≠j} s_ij²) / mu
 
     The squares are summed on the cheaper side: [N, N] products where N is small, else ‖Z0 Z1ᵀ‖² = ⟨Z0ᵀZ0, Z1ᵀZ1⟩ with
-    [D, D] Grams. Memory is O(N·D) on both, and so are 16·N·D·min(N, 2D) operations.
+    [D, D] Grams. Memory is O(N·D) on both, and 6·N·D·min(N, 2D) operations do.
 
     Args:
         z0, z1: [N, D], N ≥ 2, the two views, alike: float32, float16, bfloat16 or float64, not normalised.
@@ -40,7 +40,8 @@ def spectral_contrastive(z0: Tensor, z1: Tensor, mu: float = 1.0) -> Tensor:
     u, v = clip_length(z0, mu**0.5), clip_length(z1, mu**0.5)
     rows, columns = u.shape
     own = (u * v).sum(1, dtype=torch.float64)  # s_ii
-    # The Grams are in float64, half as fast: the two sides are even at N = 3·D (D = 256, one core), 26 ms each.
+    # The Grams are in float64, half as fast: in time the sides are even at N = 3·D (26 ms each for D = 256, one core);
+    # beyond 2·D the pairs would take more room than the rows.
     squares = _squares_by_pairs(u, v) if rows <= 2 * columns else _squares_by_grams(u, v, own)
     return ((squares / (rows * (rows - 1)) - 2 * own.mean()) / mu).to(u.dtype)
 

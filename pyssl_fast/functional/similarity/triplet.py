@@ -89,7 +89,7 @@ def triplet_margin_in_batch(
         margin: any number.
         mining: "all" triplets; "semi-hard", those whose negative is farther than the positive (Schroff et al. 2015);
             "hard", of every anchor the farthest positive and the nearest negative (Hermans et al. 2017, eq. 5). Anchors
-            without a positive or without a negative have no triplet. "hard" takes 2·N²·D operations and gathers; the
+            without a positive or without a negative have no triplet. "hard" takes N²·D operations and gathers; the
             others 8·N²·D operations and a comparison for every triplet.
         distance: "euclidean" ‖x − y‖, or "cosine" 1 − ⟨x, y⟩.
         normalize: divide the rows by their length first.
