@@ -71,8 +71,12 @@ class Team {
   // The next unclaimed number of this step, in increasing order over all threads.
   int64_t claim() { return counters_[step_].fetch_add(1, std::memory_order_relaxed); }
 
+  // The next step, whose work does not depend on this one's: that may still be under way elsewhere.
+  void next() { ++step_; }
+
+  // The next step, when all have ended this one.
   void barrier() {
-    ++step_;
+    next();
     if (size == 1) return;
 #ifdef _OPENMP
 #pragma omp barrier

@@ -60,11 +60,16 @@ def check_embeddings(name: str, x: Tensor, shape: str = "[N, D]") -> None:
         raise ValueError(f"{name} must not be empty; got shape {list(x.shape)}")
 
 
-def check_kin(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+def check_two_rows(name: str, x: Tensor) -> None:
+    if x.shape[0] < 2:
+        raise ValueError(f"{name} must have two rows or more; got shape {list(x.shape)}")
+
+
+def check_kin(name: str, x: Tensor, like_name: str, like: Tensor, any_dtype: bool = False) -> None:
     """x must have the row length, dtype and device of `like`."""
     if x.shape[-1] != like.shape[-1]:
         raise ValueError(f"{name} must have rows of {like_name}'s length {like.shape[-1]}; got {list(x.shape)}")
-    if x.dtype != like.dtype:
+    if x.dtype != like.dtype and not any_dtype:
         raise TypeError(f"{name} must have {like_name}'s dtype {like.dtype}; got {x.dtype}")
     _check_device(name, x, like_name, like)
 
@@ -74,6 +79,13 @@ def check_alike(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
     if x.shape != like.shape:
         raise ValueError(f"{name} must have {like_name}'s shape {list(like.shape)}; got {list(x.shape)}")
     check_kin(name, x, like_name, like)
+
+
+def check_shape_and_device(name: str, x: Tensor, shape: tuple[int, ...], like_name: str, like: Tensor) -> None:
+    """x must have that shape, and be on the device of `like`."""
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}; got {list(x.shape)}")
+    _check_device(name, x, like_name, like)
 
 
 def _check_device(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
@@ -95,9 +107,7 @@ def check_ids(
         raise TypeError(f"{name} must be an integer Tensor {list(shape)}; got {type(ids).__name__}")
     if ids.dtype not in INTEGERS:
         raise TypeError(f"{name} must be integers; got {ids.dtype}")
-    if ids.shape != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}; got {list(ids.shape)}")
-    _check_device(name, ids, like_name, like)
+    check_shape_and_device(name, ids, shape, like_name, like)
     return ids.to(torch.int64)
 
 
@@ -110,9 +120,7 @@ def check_weight(name: str, weight: Tensor | None, shape: int | tuple[int, ...],
         raise TypeError(f"{name} must be a Tensor {list(shape)}; got {type(weight).__name__}")
     if not weight.is_floating_point():
         raise TypeError(f"{name} must be floating-point; got {weight.dtype}")
-    if weight.shape != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}; got {list(weight.shape)}")
-    _check_device(name, weight, like_name, like)
+    check_shape_and_device(name, weight, shape, like_name, like)
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyssl_fast import functional
+from pyssl_fast.functional.checks import check_choice
 from pyssl_fast.functional.similarity.info_nce import MODES
 from pyssl_fast.functional.similarity.softmax import Result
 from pyssl_fast.losses.softmax import SoftmaxLoss
@@ -37,8 +38,7 @@ class InfoNCELoss(SoftmaxLoss):
             debias=debias,
             return_metrics=return_metrics,
         )
-        if negative_mode not in MODES:
-            raise ValueError(f"negative_mode must be one of {', '.join(MODES)}; got {negative_mode!r}")
+        check_choice("negative_mode", negative_mode, MODES)
         self.negative_mode = negative_mode
         self.negatives_normalized = negatives_normalized
 

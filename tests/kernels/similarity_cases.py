@@ -196,6 +196,18 @@ def check_contrast(
     return ours
 
 
+def check_scaled(kernels: ModuleType, case: Contrast, size: float, grad: Callable[..., Tensor] = gradients) -> None:
+    """Gradients for incoming ones of `size`, compared after division by it: an absolute allowance would hide tiny ones."""
+    inputs = contrast_inputs(case)
+    ours, truth, eager = (
+        run_contrast(backend, (*_in(dtype, *inputs),), case, lambda *shape: grad(*shape) * size)
+        for backend, dtype in ((kernels, torch.float32), (reference, torch.float64), (reference, torch.float32))
+    )
+    for name in ("grad_q", "grad_k", "grad_scale"):
+        scaled = (x[name].double() / size for x in (ours, truth, eager))
+        assert_within_contract(*scaled, torch.float32, f"{name} / {size} of {case}")
+
+
 # ---- bank_contrast --------------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ from tests.kernels.similarity_cases import (
     check_contrast,
     check_hardest,
     check_neighbours,
+    check_scaled,
     check_sigmoid,
     check_triplets,
     contrast_inputs,
@@ -154,12 +155,8 @@ def test_more_rows_than_columns_keep_the_contract(isa: str) -> None:
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True)])
-def test_one_side_alone_gets_the_gradient_that_both_get(isa: str, needs: tuple[bool, bool]) -> None:
-    inputs = contrast_inputs(replace(CLIP, rows=120, columns=130))
-    both, one = (run_contrast(similarity, inputs, CLIP, needs=n) for n in ((True, True), needs))
-    for wanted, name in zip(needs, ("grad_q", "grad_k"), strict=True):
-        assert torch.equal(one[name], both[name]) if wanted else one[name].shape == (0,)
-    torch.testing.assert_close(one["grad_scale"], both["grad_scale"], rtol=1e-5, atol=1e-6)
+def test_one_side_alone_keeps_the_contract(isa: str, needs: tuple[bool, bool]) -> None:
+    check_contrast(similarity, replace(CLIP, rows=120, columns=130), needs=needs)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, *HALF), ids=str)
@@ -458,8 +455,7 @@ def test_rows_without_a_gradient_add_nothing(isa: str, name: str, temperature: f
 
 @pytest.mark.parametrize("size", [2.0**30, 1e-36, 1e-40])
 def test_gradients_of_any_size_keep_the_contract(isa: str, size: float) -> None:
-    case = nt_xent(40, 2, 9, 0.0251)
-    check_contrast(similarity, case, grad=lambda *shape: one_sign(*shape) * size)
+    check_scaled(similarity, nt_xent(40, 2, 9, 0.0251), size, one_sign)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 130])
@@ -469,7 +465,7 @@ def test_few_rows_against_many_columns_and_the_other_way_round(isa: str, rows: i
     check_contrast(similarity, replace(case, rows=1700, columns=rows))
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-38, -3.0])
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-3, -3.0])
 def test_any_scale_keeps_the_contract(isa: str, scale: float) -> None:
     q, k, _, *rest = contrast_inputs(replace(CLIP, rows=110, columns=120))
     check_contrast(similarity, CLIP, inputs=(q, k, torch.tensor(scale), *rest))
@@ -635,7 +631,7 @@ print(os.waitstatus_to_exitcode(os.wait()[1]))
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("threads", "limit_mb"), [(2, 32), (64, 48)])
 def test_memory_is_linear_in_the_rows(threads: int, limit_mb: float) -> None:
-    """S of 8,192 rows would take 268 MB. Gradients, scratch and the concatenated views, 16.8 MB, are counted."""
+    """S of 8,192 rows would take 268 MB. Gradients, scratch and the concatenated views are counted."""
     done = python(
         f"""
 import torch

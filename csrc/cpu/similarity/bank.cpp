@@ -127,24 +127,6 @@ struct Runs {
   const int64_t rows, columns, edge, blocks, key_blocks, runs;
 };
 
-// Which pairs of a transposed tile a term takes: rows of it are keys, lanes are queries.
-struct KeepLanes {
-  const int32_t *row_ids, *column_ids;
-  bool same;
-  const float* limit;
-  float unit;
-
-  vi operator()(vf s, Block I, Block J, int64_t i, int64_t j) const {
-    vi keep = vi{} == 0;
-    if (row_ids && column_ids) {
-      const vi equal = load_ids(row_ids + I.begin + i, I.size - i) == column_ids[J.begin + j];
-      keep = same ? equal : ~equal;
-    }
-    if (limit) keep &= ~(s * unit > load_some(limit + I.begin + i, I.size - i));
-    return keep;
-  }
-};
-
 // One item's state of one term: per query the reference of the exponentials, their sum and their weighted keys.
 struct Online {
   float* reference;  // [edge]
@@ -153,13 +135,13 @@ struct Online {
 };
 
 // Takes a tile in: W in place of S, sums updated, and the weighted keys so far made relative to the reference.
-static void online_softmax(float* w, const float* s, Block I, Block J, float c, const KeepLanes& keep,
-                           const Online& state, int64_t stride, float* lines) {
+static void online_softmax(float* w, const float* s, Block I, Block J, float c, const Keep& keep, const Online& state,
+                           int64_t stride, float* lines) {
   const int64_t width = round_up(I.size, kLanes);
-  const bool all = !(keep.row_ids && keep.column_ids) && !keep.limit;
+  const bool all = !keep.row_ids && !keep.limit;
   const auto at = [&](int64_t j, int64_t i) {
     const vf x = load(s + j * kTileStride + i);
-    return all ? scaled(x, c) : keep(x, I, J, i, j) ? scaled(x, c) : set(-INFINITY);
+    return all ? scaled(x, c) : keep(x, J, I, j, i) ? scaled(x, c) : set(-INFINITY);
   };
   float* part = lines;
   for (int64_t i = 0; i < width; i += kLanes) {
@@ -201,7 +183,7 @@ void run(const BankContrast& args) {
   const int64_t stride = Products::stride(a.q.dim), edge = cut.edge, terms = a.term_count, dim = a.q.dim;
   const int64_t buffer = Operand<Products>::buffer(a.q);
   const float unit = static_cast<float>(a.scale);
-  constexpr int64_t kLines = 1;
+  constexpr int64_t kLines = 3;
 
   Operand<Products> q(a.q, false, false);
   Scratch buffers(threads * buffer * 4), tiles(threads * Tile<Products>::bytes(edge, kLines));
@@ -237,30 +219,16 @@ void run(const BankContrast& args) {
         block.take(J);
         block.scores(*q.products, I, tile.s);
         if (found) {
-          const KeepLanes keep{a.row_ids, a.column_ids, false, a.row_limit, unit};
-          for (int64_t i = 0; i < I.size; i += kLanes) {
-            vf most = set(-INFINITY), total = {}, number = {};
-            for (int64_t j = 0; j < J.size; ++j) {
-              const vf x = load(tile.s + j * kTileStride + i);
-              const vi kept = keep(x, I, J, i, j);
-              most = max(most, kept ? x * unit : set(-INFINITY));
-              total += kept ? x * unit : vf{};
-              number += kept ? set(1) : vf{};
-            }
-            for (int64_t l = 0; l < kLanes && i + l < I.size; ++l) {
-              double& largest = found[i + l];
-              // The sum shows a NaN that the maximum may have lost.
-              largest = total[l] != total[l] ? total[l] : most[l] > largest ? most[l] : largest;
-              found[edge + i + l] += total[l];
-              found[2 * edge + i + l] += number[l];
-            }
-          }
+          float *largest = tile.lines, *sum = largest + kBlock, *count = sum + kBlock;
+          const Keep negatives{a.column_ids, a.row_ids, false, a.row_limit, true, unit};
+          kept_statistics<true>(tile.s, J, I, unit, NAN, negatives, largest, sum, count);  // nothing is excluded here
+          add_statistics(found, edge, {0, I.size}, largest, sum, count);
         }
         for (int64_t n = 0; n < terms; ++n) {
           const bool same = a.terms[n].same;
           const float c = slope(a.scale * a.terms[n].power * kLog2E);
-          const KeepLanes keep{a.row_ids, a.column_ids, same, same ? nullptr : a.row_limit, unit};
-          if (same && !(a.row_ids && a.column_ids)) continue;
+          const Keep keep{a.column_ids, a.row_ids, same, same ? nullptr : a.row_limit, true, unit};
+          if (same && !a.row_ids) continue;
           const Online online = state(item, n);
           online_softmax(weights, tile.s, I, J, c, keep, online, stride, tile.lines);
           block.add(weights, I.size, online.keys, tile.more);
@@ -326,13 +294,13 @@ struct Best {
 
 // Takes the columns of a transposed tile into the lists: sixteen keys at a time, looked at one by one only where the
 // largest of them is larger than the list's last.
-static void take_tile(float* s, Block I, Block J, const KeepLanes* keep, const Best* best, int64_t count,
-                      float* lines) {
+template <class BestOf>
+static void take_tile(float* s, Block I, Block J, const Keep* keep, const BestOf& best, int64_t count, float* lines) {
   constexpr int64_t kGroup = 16;
   float* last = lines;
   int32_t* news = reinterpret_cast<int32_t*>(lines + kBlock);
   for (int64_t i = 0; i < I.size; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) last[i + l] = i + l < I.size ? best[i + l].similarity[count - 1] : INFINITY;
+    for (int64_t l = 0; l < kLanes; ++l) last[i + l] = i + l < I.size ? best(i + l).similarity[count - 1] : INFINITY;
     for (int64_t j = 0; j < J.size; j += kGroup) {
       const int64_t end = std::min(j + kGroup, J.size);
       vf most = set(-INFINITY), sum = {};
@@ -340,7 +308,7 @@ static void take_tile(float* s, Block I, Block J, const KeepLanes* keep, const B
         float* at = s + r * kTileStride + i;
         vf x = load(at);
         if (keep) {
-          x = (*keep)(x, I, J, i, r) ? x : set(-INFINITY);
+          x = (*keep)(x, J, I, r, i) ? x : set(-INFINITY);
           store(at, x);
         }
         most = max(most, x);
@@ -353,8 +321,8 @@ static void take_tile(float* s, Block I, Block J, const KeepLanes* keep, const B
       if (!any) continue;
       for (int64_t l = 0; l < kLanes && i + l < I.size; ++l) {
         if (!news[l]) continue;
-        for (int64_t r = j; r < end; ++r) best[i + l].take(s[r * kTileStride + i + l], J.begin + r, count);
-        last[i + l] = best[i + l].similarity[count - 1];
+        for (int64_t r = j; r < end; ++r) best(i + l).take(s[r * kTileStride + i + l], J.begin + r, count);
+        last[i + l] = best(i + l).similarity[count - 1];
       }
     }
   }
@@ -378,7 +346,6 @@ void run(const Neighbours& a) {
     return Best{similarities.as<float>() + at, indices.as<int64_t>() + at};
   };
 
-  Scratch lists(threads * edge * int64_t{sizeof(Best)});
   std::vector<std::unique_ptr<Keys<Products>>> blocks;
   for (int t = 0; t < threads; ++t) blocks.emplace_back(new Keys<Products>(k, false));
 
@@ -388,21 +355,19 @@ void run(const Neighbours& a) {
     const Tile<Products> tile(tiles, team.rank, edge, kLines);
     [[maybe_unused]] const typename Products::Thread thread;
     Keys<Products>& block = *blocks[team.rank];
-    const KeepLanes keep{a.row_ids, column_ids, false, nullptr, 1};
+    const Keep keep{column_ids, a.row_ids, false, nullptr, true, 1};
     for (int64_t item; (item = team.claim()) < cut.items();) {
       const Block I = cut.queries(item);
-      Best* best = lists.as<Best>() + team.rank * edge;
-      for (int64_t r = 0; r < I.size; ++r) {
-        best[r] = list(item, r);
-        for (int64_t n = 0; n < count; ++n) best[r].similarity[n] = -INFINITY, best[r].index[n] = -1;
-      }
+      const auto best = [&](int64_t r) { return list(item, r); };
+      for (int64_t r = 0; r < I.size; ++r)
+        for (int64_t n = 0; n < count; ++n) best(r).similarity[n] = -INFINITY, best(r).index[n] = -1;
       cut.for_keys(item, [&](Block J) {
         block.take(J);
         block.scores(*q.products, I, tile.s);
         if (symmetric)
           for (int64_t j = std::max(I.begin, J.begin); j < std::min(I.end(), J.end()); ++j)
             tile.s[(j - J.begin) * kTileStride + j - I.begin] = -INFINITY;
-        take_tile(tile.s, I, J, a.row_ids && column_ids ? &keep : nullptr, best, count, tile.lines);
+        take_tile(tile.s, I, J, a.row_ids ? &keep : nullptr, best, count, tile.lines);
       });
     }
     team.barrier();

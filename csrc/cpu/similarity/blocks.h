@@ -163,10 +163,16 @@ static inline void for_each_tile(Team& team, const Order& order, const Products&
   }
 }
 
+// Of either side: what tiles must have room for.
+template <class Order>
+static inline int64_t largest_edge(const Order& order) {
+  return std::max(order.rows.edge, order.columns.edge);
+}
+
 // More threads than blocks of the longer side would only wait for each other's turns.
 template <class Order>
 static inline int team_size(int threads, const Order& order) {
-  const int64_t most = order.rows.count > order.columns.count ? order.rows.count : order.columns.count;
+  const int64_t most = std::max(order.rows.count, order.columns.count);
   return static_cast<int>(threads < most ? threads : most);
 }
 

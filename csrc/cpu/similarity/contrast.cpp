@@ -33,12 +33,9 @@ struct Plan {
     column_ids = a.symmetric() ? a.row_ids : a.column_ids;
   }
 
-  Keep keep(int n, bool along_columns) const {
-    const float* limit = a.terms[n].same ? nullptr : along_columns ? a.column_limit : a.row_limit;
-    return {a.row_ids, column_ids, a.terms[n].same, limit, along_columns, unit};
-  }
-  Keep keep_negatives(bool along_columns) const {
-    return {a.row_ids, column_ids, false, along_columns ? a.column_limit : a.row_limit, along_columns, unit};
+  Keep keep(bool same, bool along_columns) const {
+    const float* limit = same ? nullptr : along_columns ? a.column_limit : a.row_limit;
+    return {a.row_ids, column_ids, same, limit, along_columns, unit};
   }
   // Where term n's numbers start in arrays of all terms.
   int64_t start(int n) const {
@@ -75,10 +72,10 @@ double largest_logit(const Plan& plan, const Operand<Products>& q, const Operand
 
 // ---- forward ----------------------------------------------------------------------------------------------------------
 
-// Running sums of all terms, and statistics: what a tile adds to lines [begin, begin + size).
+// The running sums of a term.
 struct Totals {
-  double* sum;     // of a term
-  float* maximum;  // of a term
+  double* sum;
+  float* maximum;
 
   void add(Block block, const float* part, const float* part_max) const {
     for (int64_t r = 0; r < block.size; ++r) {
@@ -91,17 +88,6 @@ struct Totals {
     }
   }
 };
-
-static void add_statistics(double* statistics, int64_t length, Block block, const float* largest, const float* sum,
-                           const float* count) {
-  for (int64_t r = 0; r < block.size; ++r) {
-    double* at = statistics + block.begin + r;
-    at[length] += sum[r];
-    // A maximum loses a NaN, a sum shows it.
-    at[0] = at[length] != at[length] ? at[length] : largest[r] > at[0] ? largest[r] : at[0];
-    at[2 * length] += count[r];
-  }
-}
 
 template <class Products, class Order>
 void forward(const Contrast& args) {
@@ -118,7 +104,7 @@ void forward(const Contrast& args) {
   const int64_t largest_buffer = Order::kSymmetric ? buffer : std::max(buffer, Operand<Products>::buffer(a.k));
   constexpr int64_t kLines = 4 * kMaxTerms + 6;
   Scratch sums(length * 8), maxima(length * 4), buffers(threads * largest_buffer * 4);
-  const int64_t edge = order.rows.edge > order.columns.edge ? order.rows.edge : order.columns.edge;
+  const int64_t edge = largest_edge(order);
   Scratch tiles(threads * Tile<Products>::bytes(edge, kLines));
   const Turns<Order> turns(order);
   double* sum = sums.as<double>();
@@ -131,19 +117,15 @@ void forward(const Contrast& args) {
     for (int64_t i = 0; i < watched; ++i)
       args.statistics[i] = -INFINITY, args.statistics[i + watched] = args.statistics[i + 2 * watched] = 0;
   }
-  bool bounded = false;
 
   parallel(threads, [&](Team team) {
     float* row_buffer = buffers.as<float>() + team.rank * largest_buffer;
     q.prepare(team, row_buffer);
+    team.next();
+    if (!Order::kSymmetric) k.prepare(team, row_buffer);
     team.barrier();
-    if (!Order::kSymmetric) {
-      k.prepare(team, row_buffer);
-      team.barrier();
-    }
     const double largest = largest_logit(plan, q, k);
     const bool one_bound = largest <= kBoundLimit;
-    if (team.rank == 0) bounded = one_bound;
     const float bound = static_cast<float>(largest * kLog2E);
 
     const Tile<Products> tile(tiles, team.rank, edge, kLines);
@@ -170,7 +152,7 @@ void forward(const Contrast& args) {
       } else {
         const auto sums = [&](auto columns, int n, float** line) {
           constexpr bool kColumns = decltype(columns)::value;
-          const Keep keep = plan.keep(n, kColumns);
+          const Keep keep = plan.keep(a.terms[n].same, kColumns);
           if (one_bound)
             kept_sums<kColumns, true>(tile.s, I, J, plan.c[n], bound, keep, nullptr, line[0]);
           else
@@ -183,10 +165,10 @@ void forward(const Contrast& args) {
         }
       }
       if (args.statistics) {
-        kept_statistics<false>(tile.s, I, J, plan.unit, plan.nothing, plan.keep_negatives(false), statistic[0],
+        kept_statistics<false>(tile.s, I, J, plan.unit, plan.nothing, plan.keep(false, false), statistic[0],
                                statistic[1], statistic[2]);
         if (any_columns || plan.both(pair))
-          kept_statistics<true>(tile.s, I, J, plan.unit, plan.nothing, plan.keep_negatives(true), column_statistic[0],
+          kept_statistics<true>(tile.s, I, J, plan.unit, plan.nothing, plan.keep(false, true), column_statistic[0],
                                 column_statistic[1], column_statistic[2]);
       }
 
@@ -204,9 +186,9 @@ void forward(const Contrast& args) {
       };
       turns.add(pair, [&] { add(I, false); }, [&] { add(J, true); });
     });
-    team.barrier();
+    team.next();
 
-    // The log-sum-exps, and the positives.
+    // The positives.
     float *qi = row_buffer, *kp = row_buffer + Products::stride(a.q.dim);
     for (int64_t begin; (begin = team.claim() * kRowPadding) < a.q.rows;) {
       for (int64_t i = begin; i < a.q.rows && i < begin + kRowPadding; ++i) {
@@ -219,9 +201,9 @@ void forward(const Contrast& args) {
       }
     }
   });
-  const float bound = static_cast<float>(largest_logit(plan, q, k) * kLog2E);
+  const double largest = largest_logit(plan, q, k);
   for (int64_t i = 0; i < length; ++i) {
-    const double shift = bounded ? bound : maximum[i];
+    const double shift = largest <= kBoundLimit ? static_cast<float>(largest * kLog2E) : maximum[i];
     args.lse[i] = sum[i] == 0 ? -INFINITY : std::log(sum[i]) + shift / kLog2E;
   }
 }
@@ -247,7 +229,7 @@ void backward(const ContrastBackward& args) {
   constexpr int64_t kLines = 2;
   const Order order(a.q, a.k, Products::kEdge);
   const int threads = team_size(a.threads, order);
-  const int64_t edge = order.rows.edge > order.columns.edge ? order.rows.edge : order.columns.edge;
+  const int64_t edge = largest_edge(order);
   const int64_t buffer = Operand<Products>::buffer(a.q);
   const int64_t largest_buffer = Order::kSymmetric ? buffer : std::max(buffer, Operand<Products>::buffer(a.k));
 
@@ -267,8 +249,9 @@ void backward(const ContrastBackward& args) {
   int weight_count = 0;
   for (int n = 0; n < a.term_count; ++n) {
     const bool columns = a.terms[n].columns;
-    weights[weight_count++] = {columns, plan.c[n], plan.keep(n, columns), reference(n), factor(n)};
-    if (Order::kSymmetric) weights[weight_count++] = {true, plan.c[n], plan.keep(n, true), reference(n), factor(n)};
+    weights[weight_count++] = {columns, plan.c[n], plan.keep(a.terms[n].same, columns), reference(n), factor(n)};
+    if (Order::kSymmetric)
+      weights[weight_count++] = {true, plan.c[n], plan.keep(a.terms[n].same, true), reference(n), factor(n)};
   }
   const int none = a.term_count;  // the factors of the direction that has no term
   const int row = plan.row < 0 ? none : plan.row, column = Order::kSymmetric ? row
@@ -281,30 +264,29 @@ void backward(const ContrastBackward& args) {
     parallel(threads, [&](Team team) {
       float* row_buffer = buffers.as<float>() + team.rank * largest_buffer;
       q.prepare(team, row_buffer);
-      team.barrier();
+      team.next();
       if (!Order::kSymmetric) k.prepare(team, row_buffer);
-      team.barrier();
+      team.next();
       grad_q.clear(team);
-      team.barrier();
+      team.next();
       grad_k.clear(team);
+      team.barrier();
       const double largest = largest_logit(plan, q, k);
       const bool bounded = plan.one_power && largest <= kBoundLimit;
       const float bound = static_cast<float>(largest * kLog2E);
-      if (team.rank == 0) {
-        for (int64_t i = 0; i < padded; ++i) reference(none)[i] = factor(none)[i] = 0;
-        for (int n = 0; n < a.term_count; ++n) {
-          const int64_t start = plan.start(n), length = a.length(n);
-          for (int64_t i = 0; i < padded; ++i) {
-            const double lse = i < length ? args.lse[start + i] * kLog2E : -INFINITY;
+      for (int64_t begin; (begin = team.claim() * kRowPadding) < padded;) {
+        for (int64_t i = begin; i < begin + kRowPadding; ++i) {
+          reference(none)[i] = factor(none)[i] = 0;
+          for (int n = 0; n < a.term_count; ++n) {
+            const int64_t at = plan.start(n) + i;
+            const double lse = i < a.length(n) ? args.lse[at] * kLog2E : -INFINITY;
             const bool empty = lse == -INFINITY;
             // The exponentials are relative to a rounded number: the difference goes into the factor.
-            const float at = empty ? 0 : bounded ? bound : static_cast<float>(lse);
-            reference(n)[i] = at;
-            const double grad = empty ? 0 : a.terms[n].power * args.grad_lse[start + i] / size;
-            factor(n)[i] =
-                grad == 0
-                    ? 0
-                    : static_cast<float>(grad * std::exp2(bounded ? at - lse : std::min(at - lse, 1.)) / kHeadroom);
+            const float shift = empty ? 0 : bounded ? bound : static_cast<float>(lse);
+            const double grad = empty ? 0 : a.terms[n].power * args.grad_lse[at] / size;
+            const double apart = bounded ? shift - lse : std::min(shift - lse, 1.);
+            reference(n)[i] = shift;
+            factor(n)[i] = grad == 0 ? 0 : static_cast<float>(grad * std::exp2(apart) / kHeadroom);
           }
         }
       }
@@ -343,14 +325,7 @@ void backward(const ContrastBackward& args) {
   // the other.
   q.products.reset();
   k.products.reset();
-  const int64_t rows = a.q.rows, dim = a.q.dim;
-  const auto add_row = [&](const Operand<Products>& x, int64_t p, double weight, const float* row, float* g,
-                           float* room) {
-    load_row(x.x, p, dim, room);
-    weight /= x.length(p) * size;
-    for (int64_t d = 0; d < dim; ++d) g[d] += static_cast<float>(weight * room[d]);
-    return weight * dot(row, room, dim);
-  };
+  const int64_t rows = a.q.rows;
   parallel(threads, [&](Team team) {
     float* row_buffer = buffers.as<float>() + team.rank * largest_buffer;
     grad_q.finish(
@@ -358,19 +333,18 @@ void backward(const ContrastBackward& args) {
           double along = 0;
           for (int64_t v = 1; v < a.views; ++v) {
             const int64_t p = (i + v * plan.samples) % rows;
+            const double own = args.grad_positive[(v - 1) * rows + i];
             if (Order::kSymmetric)  // the pair (i, p), from either row
-              along += add_row(
-                  q, p, args.grad_positive[(v - 1) * rows + i] + args.grad_positive[(a.views - v - 1) * rows + p], row,
-                  g, room);
+              along += add_row(q, p, (own + args.grad_positive[(a.views - v - 1) * rows + p]) / size, row, g, room);
             else
-              along += add_row(k, i, args.grad_positive[i], row, g, room);
+              along += add_row(k, i, own / size, row, g, room);
           }
           return along;
         });
-    team.barrier();
+    team.next();
     grad_k.finish(team, k, a.scale * size, kHeadroom, row_buffer,
                   [&](int64_t j, const float* row, float* g, float* room) {
-                    return a.views && j < rows ? add_row(q, j, args.grad_positive[j], row, g, room) : 0;
+                    return a.views && j < rows ? add_row(q, j, args.grad_positive[j] / size, row, g, room) : 0;
                   });
   });
   // Σ ⟨u, ∂u⟩ = Σ W s; of a symmetric S it counts every pair twice.

@@ -49,8 +49,7 @@ static bool extremes(const float* s, Block I, Block J, const int32_t* ids, const
         most = max(most, along_row);
         store(column[0] + j, max(load(column[0] + j), along_column));
       }
-      nothing += x > low ? x * 0.f : vf{};
-      nothing += x == x ? vf{} : x;
+      nothing += x == low ? vf{} : x * 0.f;
     }
     row[0][i] = hmax(most);
     if (kSame) row[1][i] = -hmax(-least);

@@ -77,6 +77,15 @@ struct Operand {
   Scratch norms_;
 };
 
+// g += weight·u_i; returns ⟨row, that⟩. room: a row's place.
+template <class Products>
+static double add_row(const Operand<Products>& x, int64_t i, double weight, const float* row, float* g, float* room) {
+  load_row(x.x, i, x.x.dim, room);
+  weight /= x.length(i);
+  for (int64_t d = 0; d < x.x.dim; ++d) g[d] += static_cast<float>(weight * room[d]);
+  return weight * dot(row, room, x.x.dim);
+}
+
 // The gradient of an operand's rows while it is added up, and the way back through the normalisation.
 template <class Products>
 struct Gradient {

@@ -42,17 +42,14 @@ static void sigmoid_tile(const SigmoidContrast& a, float scale, float bias, floa
       float* at = s + i * kTileStride + j;
       const vf t = load(at) * scale + bias;
       const vi outside = lane >= static_cast<int32_t>(J.size - j);
-      vf x = outside ? set(-INFINITY) : t, factor = set(1);
-      if (kIds) {
-        const vi positive = (load_ids(a.column_ids + J.begin + j, J.size - j) == a.row_ids[I.begin + i]) & ~outside;
-        x = positive ? -t : x;
-        factor = positive ? set(-positive_weight) : factor;
-      }
+      const vf x_other = outside ? set(-INFINITY) : t;
+      vi positive = {};
+      if (kIds) positive = (load_ids(a.column_ids + J.begin + j, J.size - j) == a.row_ids[I.begin + i]) & ~outside;
+      const vf x = kIds ? (positive ? -t : x_other) : x_other, share = positive ? set(positive_weight) : set(1);
       vf sigmoid;
-      const vf l = softplus(x, sigmoid);
-      losses += kIds ? (factor < vf{} ? -factor : factor) * l : l;
+      losses += share * softplus(x, sigmoid);
       if (a.gradient) {
-        const vf w = sigmoid * factor * row_weight;
+        const vf w = sigmoid * (positive ? -share : share) * row_weight;
         weights += w;
         store(at, w);
       }
@@ -66,7 +63,7 @@ template <class Products>
 void run(const SigmoidContrast& a) {
   const Grid order(a.q, a.k, Products::kEdge);
   const int threads = team_size(a.threads, order);
-  const int64_t edge = order.rows.edge > order.columns.edge ? order.rows.edge : order.columns.edge;
+  const int64_t edge = largest_edge(order);
   const int64_t buffer = std::max(Operand<Products>::buffer(a.q), Operand<Products>::buffer(a.k));
   const int64_t diagonal = a.row_ids ? 0 : a.q.rows + a.k.rows;  // for_same_sample: i == j alone
 
@@ -85,11 +82,11 @@ void run(const SigmoidContrast& a) {
     parallel(threads, [&](Team team) {
       float* row_buffer = buffers.as<float>() + team.rank * buffer;
       q.prepare(team, row_buffer);
-      team.barrier();
+      team.next();
       k.prepare(team, row_buffer);
-      team.barrier();
+      team.next();
       grad_q.clear(team);
-      team.barrier();
+      team.next();
       grad_k.clear(team);
       team.barrier();
 
@@ -127,12 +124,6 @@ void run(const SigmoidContrast& a) {
   const int64_t positives = a.row_ids ? 0 : std::min(a.q.rows, a.k.rows), dim = a.q.dim;
   Scratch weights(positives * 8), bias_chunks(round_up(positives, kRowPadding) / kRowPadding * 8);
   double* weight = weights.as<double>();
-  const auto add = [&](const Operand<Products>& other, int64_t i, const float* row, float* g, float* room) {
-    if (i >= positives) return 0.;
-    load_row(other.x, i, dim, room);
-    for (int64_t d = 0; d < dim; ++d) g[d] += static_cast<float>(weight[i] * room[d]);
-    return weight[i] * dot(row, room, dim);
-  };
   parallel(threads, [&](Team team) {
     float *qi = buffers.as<float>() + team.rank * buffer, *ki = qi + Products::stride(dim);
     for (int64_t chunk; (chunk = team.claim()) * kRowPadding < positives;) {
@@ -148,11 +139,13 @@ void run(const SigmoidContrast& a) {
       bias_chunks.as<double>()[chunk] = sum;
     }
     team.barrier();
-    grad_q.finish(team, q, a.scale, 1, qi,
-                  [&](int64_t i, const float* row, float* g, float* room) { return add(k, i, row, g, room); });
-    team.barrier();
-    grad_k.finish(team, k, a.scale, 1, qi,
-                  [&](int64_t i, const float* row, float* g, float* room) { return add(q, i, row, g, room); });
+    grad_q.finish(team, q, a.scale, 1, qi, [&](int64_t i, const float* row, float* g, float* room) {
+      return i < positives ? add_row(k, i, weight[i], row, g, room) : 0;
+    });
+    team.next();
+    grad_k.finish(team, k, a.scale, 1, qi, [&](int64_t j, const float* row, float* g, float* room) {
+      return j < positives ? add_row(q, j, weight[j], row, g, room) : 0;
+    });
   });
   if (!a.gradient) return;
   *a.grad_scale = grad_q.wanted() ? grad_q.radial() : grad_k.radial();

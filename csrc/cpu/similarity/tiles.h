@@ -255,6 +255,18 @@ static inline void kept_statistics(const float* s, Block I, Block J, float unit,
   }
 }
 
+// Adds what kept_statistics found to [3, length] statistics.
+static inline void add_statistics(double* statistics, int64_t length, Block block, const float* largest,
+                                  const float* sum, const float* count) {
+  for (int64_t r = 0; r < block.size; ++r) {
+    double* at = statistics + block.begin + r;
+    at[length] += sum[r];
+    // A maximum loses a NaN, a sum shows it.
+    at[0] = at[length] != at[length] ? at[length] : largest[r] > at[0] ? largest[r] : at[0];
+    at[2 * length] += count[r];
+  }
+}
+
 // ---- backward: W = Σ over the terms of factor·2^(t − reference) ---------------------------------------------------------
 
 // One term along one direction: for every row, or every column, what its exponentials are relative to, and their factor.

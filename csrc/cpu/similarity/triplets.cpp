@@ -68,7 +68,7 @@ void run(const Triplets& a) {
   parallel(threads, [&](Team team) {
     float* row_buffer = buffers.as<float>() + team.rank * buffer;
     q.prepare(team, row_buffer);
-    team.barrier();
+    team.next();
     grad.clear(team);
     team.barrier();
     const Tile<Products> tile(tiles, team.rank, std::max(columns.edge, kRowPadding), kLines);
@@ -162,7 +162,6 @@ void run(const Triplets& a) {
         for (int64_t i = 0; i < I.size; ++i) row_sum[I.begin + i] += sums[i];
       }
     }
-    team.barrier();
   });
   if (!backward) return;
 

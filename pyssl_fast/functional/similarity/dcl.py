@@ -55,10 +55,8 @@ def dcl(
     if samples < 2:
         raise ValueError("z0 must hold two samples or more: without the positive a single one has no logits; got 1")
     if positive_weight is not None:
-        if isinstance(positive_weight, Tensor) and positive_weight.dim() == 2:
-            check_weight("positive_weight", positive_weight, (2, samples), "z0", z0)
-        else:
-            check_weight("positive_weight", positive_weight, samples, "z0", z0)
+        per_view = isinstance(positive_weight, Tensor) and positive_weight.dim() == 2
+        check_weight("positive_weight", positive_weight, (2, samples) if per_view else samples, "z0", z0)
         positive_weight = positive_weight.double().expand(2, samples).reshape(-1)
     options = check_options(samples, "z0", z0, weight, reduction, label_smoothing, debias, return_metrics)
     return contrast_views(views, temperature, ids, options, decoupled=True, positive_weight=positive_weight)

@@ -117,25 +117,26 @@ def embedding_info_nce(
         _check_margin(margin, temperature, label_smoothing)
     dims, weights = _prefixes(width, matryoshka_dims, matryoshka_weights)
 
-    results = [
-        _prefix_loss(
+    longest = dims.index(max(dims))
+    losses, metrics = [], None
+    for number, (dim, factor) in enumerate(zip(dims, weights, strict=True)):
+        watched = return_metrics and number == longest
+        result = _prefix_loss(
             query[:, :dim],
             document[:, :dim],
             None if hard_negatives is None else hard_negatives[:, :, :dim],
             scale,
-            options,
+            options._replace(metrics=watched),
             query_query,
             document_document,
             margin,
             ids,
             keep,
         )
-        for dim in dims
-    ]
-    if not return_metrics:
-        return sum(factor * loss for factor, loss in zip(weights, results, strict=True))
-    metrics = results[dims.index(max(dims))][1]
-    return sum(factor * loss for factor, (loss, _) in zip(weights, results, strict=True)), metrics
+        if watched:
+            result, metrics = result
+        losses.append(factor * result)
+    return (sum(losses), metrics) if return_metrics else sum(losses)
 
 
 def _check_margin(margin: float, temperature: float | Tensor, label_smoothing: float) -> None:

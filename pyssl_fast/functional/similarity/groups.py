@@ -24,6 +24,23 @@ def sum_equal(row_ids: Tensor, column_ids: Tensor, columns: Tensor) -> Tensor:
     return result
 
 
+def add_by_index(columns: Tensor, ordered: Tensor, first: Tensor) -> Tensor:
+    """[N, D] sums of the columns of every id, at the first place of the id; elsewhere 0.
+
+    Args:
+        columns: [N, D], sorted by their ids.
+        ordered: [N] the ids. first: [N] where each begins.
+    """
+    return torch.zeros_like(columns).index_add_(0, first, columns)
+
+
+def add_by_segment(columns: Tensor, ordered: Tensor, first: Tensor) -> Tensor:
+    """As `add_by_index`, in the order of the columns on every device."""
+    length = torch.searchsorted(ordered, ordered, right=True) - first
+    length = length.masked_fill(first != torch.arange(len(ordered), device=ordered.device), 0)
+    return torch.segment_reduce(columns, "sum", lengths=length, axis=0, unsafe=True, initial=0)
+
+
 class _SumEqual(torch.autograd.Function):
     """Linear in the columns; its transpose is itself with rows and columns exchanged."""
 
@@ -32,12 +49,9 @@ class _SumEqual(torch.autograd.Function):
         column_ids = row_ids if column_ids is None else column_ids
         ordered, order = column_ids.sort(stable=True)
         first = torch.searchsorted(ordered, ordered)  # where the sum of an id will stand; the other places hold 0
-        if columns.device.type == "cpu":  # in order there; 0.4 ms for 4,096 × 128 where segment_reduce takes 2.0
-            sums = torch.zeros_like(columns).index_add_(0, first, columns.index_select(0, order))
-        else:
-            length = torch.searchsorted(ordered, ordered, right=True) - first
-            length = length.masked_fill(first != torch.arange(len(ordered), device=ordered.device), 0)
-            sums = torch.segment_reduce(columns[order], "sum", lengths=length, axis=0, unsafe=True, initial=0)
+        # index_add is in order on the CPU alone: 0.4 ms for 4,096 × 128 there, where segment_reduce takes 2.0.
+        add = add_by_index if columns.device.type == "cpu" else add_by_segment
+        sums = add(columns.index_select(0, order), ordered, first)
         found = torch.searchsorted(ordered, row_ids).clamp_max(len(ordered) - 1)
         return sums[found].masked_fill((ordered[found] != row_ids)[:, None], 0)
 

@@ -14,10 +14,11 @@ from pyssl_fast.functional.checks import (
     check_embeddings,
     check_number,
     check_reduction,
+    check_two_rows,
     reduce,
 )
 from pyssl_fast.functional.similarity.neighbours import nearest_neighbours
-from pyssl_fast.functional.similarity.softmax import factor, unit
+from pyssl_fast.functional.similarity.softmax import factor, log_of, unit
 from pyssl_fast.ops.similarity import NEGATIVES, ROWS, statistics_dtype
 
 
@@ -119,8 +120,8 @@ def uniformity(z: Tensor, t: float | Tensor = 2.0) -> Tensor:
         False,
         backend.choose("similarity", z),
     )
-    rows = torch.full_like(scale, z.shape[0], dtype=torch.float64)
-    return (lse.logsumexp(0) - (rows * (rows - 1)).log() - scale.double()).to(statistics_dtype(z))
+    pairs = z.shape[0] * (z.shape[0] - 1)
+    return (lse.logsumexp(0) - log_of(pairs, z) - scale.double()).to(statistics_dtype(z))
 
 
 def koleo(x: Tensor, p: float = 2, eps: float = 1e-8, *, topk: int = 1, reduction: str = "mean") -> Tensor:
@@ -158,8 +159,3 @@ def koleo(x: Tensor, p: float = 2, eps: float = 1e-8, *, topk: int = 1, reductio
     near = u.index_select(0, index.clamp_min(0).view(-1)).view(-1, topk, u.shape[1])
     loss = -(F.pairwise_distance(u[:, None], near, p, eps) + eps).log()
     return reduce(loss, reduction).to(statistics_dtype(x))
-
-
-def check_two_rows(name: str, x: Tensor) -> None:
-    if x.shape[0] < 2:
-        raise ValueError(f"{name} must have two rows or more; got shape {list(x.shape)}")

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyssl_fast.functional.checks import autocast_together, check_alike, check_embeddings, check_ids, check_kin
+from pyssl_fast.functional.checks import (
+    autocast_together,
+    check_alike,
+    check_choice,
+    check_embeddings,
+    check_ids,
+    check_kin,
+)
 from pyssl_fast.functional.similarity.softmax import (
     Negatives,
     Options,
@@ -81,8 +88,7 @@ def info_nce(
     check_embeddings("query", query)
     check_embeddings("positive_key", positive_key)
     check_alike("positive_key", positive_key, "query", query)
-    if negative_mode not in MODES:
-        raise ValueError(f"negative_mode must be one of {', '.join(MODES)}; got {negative_mode!r}")
+    check_choice("negative_mode", negative_mode, MODES)
     rows = query.shape[0]
     options = check_options(rows, "query", query, weight, reduction, label_smoothing, debias, return_metrics)
     scale = inverse(temperature, query)
@@ -94,8 +100,10 @@ def info_nce(
         return finish(negatives, positive, scale, options, query)
     if (ids is None) != (negative_ids is None):
         raise ValueError("ids and negative_ids must be given together")
-    of = _paired if negative_mode == "paired" else _shared
-    negatives = of(query, negative_keys, scale, options, ids, negative_ids, negatives_normalized)
+    if negative_mode == "paired":
+        negatives = _paired(query, negative_keys, scale, options, ids, negative_ids)
+    else:
+        negatives = _shared(query, negative_keys, scale, options, ids, negative_ids, negatives_normalized)
     positive = (scale.double() * dots(query, positive_key))[None]
     return finish(negatives, positive, scale, options, query)
 
@@ -110,19 +118,13 @@ def _shared(
     unit_keys: bool,
 ) -> Negatives:
     check_embeddings("negative_keys", keys)
-    check_kin("negative_keys", keys, "query", query if keys.requires_grad else query[:0].to(keys.dtype))
+    check_kin("negative_keys", keys, "query", query, any_dtype=not keys.requires_grad)
     negative_ids = check_ids("negative_ids", negative_ids, keys.shape[0], "query", query)
     return against_bank(query, keys, scale, options, row_ids=ids, column_ids=negative_ids, unit_keys=unit_keys)
 
 
 def _paired(
-    query: Tensor,
-    keys: Tensor,
-    scale: Tensor,
-    options: Options,
-    ids: Tensor | None,
-    negative_ids: Tensor | None,
-    _: bool,
+    query: Tensor, keys: Tensor, scale: Tensor, options: Options, ids: Tensor | None, negative_ids: Tensor | None
 ) -> Negatives:
     check_embeddings("negative_keys", keys, "[B, N, D]")
     check_kin("negative_keys", keys, "query", query)

@@ -12,6 +12,7 @@ from pyssl_fast.functional.checks import (
     check_count,
     check_embeddings,
     check_ids,
+    check_kin,
     check_reduction,
     check_weight,
     reduce,
@@ -44,7 +45,8 @@ def nearest_neighbours(
     """
     check_embeddings("query", query)
     if keys is not None:
-        check_keys("keys", keys, "query", query)
+        check_embeddings("keys", keys)
+        check_kin("keys", keys, "query", query, any_dtype=True)
     check_count("count", count)
     most = query.shape[0] - 1 if keys is None else keys.shape[0]
     if count > most:
@@ -58,15 +60,6 @@ def nearest_neighbours(
             q, k = unit_like(q), None if k is None else unit_like(k)
         similarity, index = torch.ops.pyssl_fast.neighbours(q, k, count, None, None, backend.choose("similarity", q))
     return similarity, index
-
-
-def check_keys(name: str, keys: Tensor, like_name: str, like: Tensor) -> None:
-    """keys must be a matrix with `like`'s columns, on its device."""
-    check_embeddings(name, keys)
-    if keys.shape[1] != like.shape[1]:
-        raise ValueError(f"{name} must have {like_name}'s {like.shape[1]} columns; got shape {list(keys.shape)}")
-    if keys.device != like.device:
-        raise ValueError(f"{name} must be on {like_name}'s device {like.device}; got {keys.device}")
 
 
 def nnclr(
@@ -169,7 +162,8 @@ def mean_shift(
     check_embeddings("query", query)
     check_embeddings("target", target)
     check_alike("target", target, "query", query)
-    check_keys("bank", bank, "query", query)
+    check_embeddings("bank", bank)
+    check_kin("bank", bank, "query", query, any_dtype=True)
     check_reduction(reduction)
     check_weight("weight", weight, query.shape[0], "query", query)
     labels = check_ids("labels", labels, query.shape[0], "query", query)

@@ -232,7 +232,7 @@ def fused(
     if beta:  # log(N·Σ exp((1 + β)·t) / Σ exp(β·t))
         high, low = lse.view(2, -1)
         none = low == -torch.inf
-        lse = (high.masked_fill(none, 0) - low.masked_fill(none, 0) + _log(count, q)).masked_fill(none, -torch.inf)
+        lse = (high.masked_fill(none, 0) - low.masked_fill(none, 0) + log_of(count, q)).masked_fill(none, -torch.inf)
     return Negatives(lse, count, total, statistics if watch else None, rounding(q, normalize)), positive
 
 
@@ -244,7 +244,6 @@ def against_bank(
     *,
     row_ids: Tensor | None = None,
     column_ids: Tensor | None = None,
-    row_limit: Tensor | None = None,
     unit_keys: bool = False,
 ) -> Negatives:
     """Normalised rows against negatives of their own.
@@ -263,27 +262,23 @@ def against_bank(
             options,
             row_ids=row_ids,
             column_ids=column_ids,
-            row_limit=row_limit,
             normalize=not unit_keys,
         )[0]._replace(rounding=rounding(q))
     u, v = unit_like(q), k if unit_keys else unit_like(k)
-    watch = options.metrics or row_limit is not None
     lse, _, statistics = torch.ops.pyssl_fast.bank_contrast(
         u,
         v,
         scale,
         row_ids,
         column_ids,
-        row_limit,
+        None,
         [ROWS | NEGATIVES],
         [1.0],
-        watch,
+        options.metrics,
         backend.choose("similarity", u),
     )
-    if row_limit is not None:
-        return Negatives(lse[0], statistics[2], None, statistics, rounding(q))
     count, total = _class_sums(u, v, scale, row_ids, column_ids, 0, False, options, _counts(options))
-    return Negatives(lse[0], count, total, statistics if watch else None, rounding(q))
+    return Negatives(lse[0], count, total, statistics if options.metrics else None, rounding(q))
 
 
 def pair_logits(q: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
@@ -323,7 +318,8 @@ def _logsumexp(x: Tensor, dim: int) -> Tensor:
     return x.masked_fill(none.unsqueeze(dim), 0).logsumexp(dim).masked_fill(none, -torch.inf)
 
 
-def _log(count: Tensor | int, like: Tensor) -> Tensor:
+def log_of(count: Tensor | int, like: Tensor) -> Tensor:
+    """log of a number of rows, in float64 on the device of `like`."""
     if isinstance(count, Tensor):
         return count.double().log()
     return torch.full((), count, dtype=torch.float64, device=like.device).log()
@@ -416,16 +412,17 @@ def finish(
     if decoupled:
         loss = lse - (mean - smooth if positive_weight is None else positive_weight * (mean - smooth))
     elif positive.shape[0] == 1:
-        loss = _softplus(lse - first) + smooth
+        loss = softplus(lse - first) + smooth
     else:
-        loss = _softplus(_logsumexp(torch.cat((lse[None], positive[1:])), 0) - first) + (first - mean) + smooth
+        loss = softplus(_logsumexp(torch.cat((lse[None], positive[1:])), 0) - first) + (first - mean) + smooth
     shape = (samples,) if groups == 1 else (groups, samples)
     dtype = statistics_dtype(like)
     loss = reduce(loss.view(shape), options.reduction, options.weight).to(dtype)
     return (loss, _metrics(negatives, positive.detach(), scale, shape, dtype)) if options.metrics else loss
 
 
-def _softplus(x: Tensor) -> Tensor:
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x))."""
     return F.softplus(x, threshold=50)  # its default of 20 is off by 2e-9
 
 
@@ -433,8 +430,8 @@ def debiased(negatives: Negatives, positive: Tensor, scale: Tensor, share: Tenso
     """log of max((Σ exp(t) − τ⁺·N·mean exp(t⁺)) / (1 − τ⁺), N·e^(−1/τ)), N negatives: Chuang et al. 2020."""
     if share.dim():
         share = share.repeat(groups)
-    number = _log(negatives.number, positive)
-    mean = positive.logsumexp(0) - _log(positive.shape[0], positive)
+    number = log_of(negatives.number, positive)
+    mean = positive.logsumexp(0) - log_of(positive.shape[0], positive)
     x = share.log() + number + mean - negatives.lse  # log of what is taken out, over the sum
     none = negatives.lse == -torch.inf
     gone = (x >= 0) | none  # NaN is not, and goes on

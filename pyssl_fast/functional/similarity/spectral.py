@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyssl_fast.functional.checks import autocast_together, check_alike, check_embeddings, check_number
-from pyssl_fast.functional.similarity.hypersphere import check_two_rows
+from pyssl_fast.functional.checks import (
+    autocast_together,
+    check_alike,
+    check_embeddings,
+    check_number,
+    check_two_rows,
+)
 from pyssl_fast.ops.similarity import statistics_dtype
 
 

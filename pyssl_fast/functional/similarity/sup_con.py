@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyssl_fast import backend
-from pyssl_fast.functional.checks import check_choice, check_embeddings, check_ids, check_number, reduce
+from pyssl_fast.functional.checks import (
+    check_choice,
+    check_embeddings,
+    check_ids,
+    check_number,
+    check_shape_and_device,
+    check_two_rows,
+    reduce,
+)
 from pyssl_fast.functional.similarity.groups import count_equal, sum_equal
-from pyssl_fast.functional.similarity.hypersphere import check_two_rows
 from pyssl_fast.functional.similarity.softmax import (
     ROUNDING,
     Metrics,
@@ -19,6 +25,7 @@ from pyssl_fast.functional.similarity.softmax import (
     check_options,
     debiased,
     inverse,
+    softplus,
     unit,
 )
 from pyssl_fast.ops.similarity import NEGATIVES, ROWS, SAME, statistics_dtype
@@ -109,6 +116,7 @@ def sup_con(
     ids = check_ids("labels", labels, samples, "features", features)
     if mask is not None:
         _check_mask(mask, labels, samples, features)
+        mask = mask.detach()
         if variant != "out" or options.debias is not None:
             raise ValueError('mask goes with variant "out" and without debias: the others need labels')
     if variant != "out" and label_smoothing:
@@ -122,71 +130,79 @@ def sup_con(
     groups = views if contrast_mode == "all" else 1
     if ids is None and mask is None:
         ids = torch.arange(samples, device=z.device)
-    u = unit(z, normalize)
-    positive, count = _positives(u, ids, mask, groups, views)
-    anchors = u[: count.shape[0]]
-    everything = (anchors * (u.sum(0) - anchors)).sum(1) if options.label_smoothing or options.metrics else None
+    count = _count_positives(ids, mask, views).repeat(groups)
     none = count < 1e-6  # NaN is not
-    mean = scale * positive / count.masked_fill(none, 1)
+    if variant == "out" or options.metrics:  # the others need the log-sum-exps alone
+        u = unit(z, normalize)
+        anchors = u[: count.shape[0]]
+        positive = _sum_positives(u, ids, mask, groups, views)
+        mean = scale * positive / count.masked_fill(none, 1)
+        if options.label_smoothing or options.metrics:
+            everything = (anchors * (u.sum(0) - anchors)).sum(1)
 
     # With ids, the log-sum-exps over the other classes and over the own; with a mask, over all other rows.
     lse, same, nearer = _log_sum_exps(z, ids, scale, groups, views, normalize, options.metrics)
     if same is None:
-        loss = lse - mean
+        loss, total = lse - mean, lse.detach()
     else:
         same, log_count = same.masked_fill(none, 0), count.masked_fill(none, 1).log()
         if options.debias is not None:
             negatives = Negatives(lse, z.shape[0] - 1 - count, None, None)
             lse = debiased(negatives, (same - log_count)[None], scale, options.debias, groups)
-        loss = F.softplus(lse - same, threshold=50)
+        loss = softplus(lse - same)
         if variant == "in":
             loss = loss + log_count
         elif variant == "out":
             # Of one positive `same` is the logit, from the same products as lse: a small loss keeps its digits.
             loss = loss + torch.where(count == 1, 0, same - mean)
-        lse = torch.logaddexp(lse, same).where(~none, lse)
+        total = torch.logaddexp(lse.detach(), same.detach()).where(~none, lse.detach())
     if options.label_smoothing:
-        assert everything is not None
         loss = loss + options.label_smoothing * (mean - scale * everything / (z.shape[0] - 1))
     if base_temperature is not None:
         loss = loss / (scale.double() * base_temperature)
     # Anchors without positives: 0, but NaN if their row is.
-    loss = torch.where(none, 0 * lse.detach().clamp_min(0), loss)
+    loss = torch.where(none, 0 * total.clamp_min(0), loss)
 
     shape = (samples,) if groups == 1 else (groups, samples)
     dtype = statistics_dtype(z)
     loss = _reduce(loss.view(shape), none.view(shape) if without_positive == "skip" else None, options).to(dtype)
     if not options.metrics:
         return loss
-    assert everything is not None
     if nearer is None:
         assert mask is not None
         nearer = _nearest_is_positive(z, u, mask, groups, views)
-    hit = (nearer & ~none).double().masked_fill(lse.isnan(), torch.nan)
+    hit = (nearer & ~none).double().masked_fill(total.isnan(), torch.nan)
     cosine, pairs = positive.detach().sum(), count.sum()
     return loss, Metrics(
         (hit.sum() / (~none).sum()).to(dtype),
         (cosine / pairs).to(dtype),
         ((everything.detach().sum() - cosine) / (count.shape[0] * (z.shape[0] - 1) - pairs)).to(dtype),
-        lse.detach().view(shape).to(dtype),
+        total.view(shape).to(dtype),
     )
 
 
-def _positives(u: Tensor, ids: Tensor | None, mask: Tensor | None, groups: int, views: int) -> tuple[Tensor, Tensor]:
-    """Of every anchor Σ ⟨u_i, u_p⟩ over its positives p, and their number; [A] float64 each. By sums of the classes."""
+def _count_positives(ids: Tensor | None, mask: Tensor | None, views: int) -> Tensor:
+    """[B] float64: the number of every sample's positives, of one view."""
+    if mask is not None:
+        return views * mask.sum(1, dtype=torch.float64) - mask.diagonal().double()
+    assert ids is not None
+    return (views * count_equal(ids, ids) - 1).double()
+
+
+def _sum_positives(u: Tensor, ids: Tensor | None, mask: Tensor | None, groups: int, views: int) -> Tensor:
+    """[A] float64: Σ ⟨u_i, u_p⟩ over the positives p of every anchor. By sums of the classes."""
     samples = u.shape[0] // views
     summed = u.view(views, samples, -1).sum(0)  # [B, D]
     if mask is None:
         assert ids is not None
-        near, count, own = sum_equal(ids, ids, summed), views * count_equal(ids, ids).double(), u.new_ones(samples)
+        near, own = sum_equal(ids, ids, summed), u.new_ones(samples)
     else:
-        mask = mask.detach()
         near = torch.empty_like(summed)
         for part in range(4):  # so that the mask in float64 takes 2·B² bytes, for a bool mask's own B²
             near[part::4] = mask[part::4].double() @ summed
-        count, own = views * mask.sum(1, dtype=torch.float64), mask.diagonal().double()
+        own = mask.diagonal().double()
     anchors, own = u[: groups * samples], own.repeat(groups)
-    return (anchors * (near.repeat(groups, 1) - own[:, None] * anchors)).sum(1), count.repeat(groups) - own
+    return (anchors * (near.repeat(groups, 1) - own[:, None] * anchors)).sum(1)
 
 
 def _log_sum_exps(
@@ -267,7 +283,4 @@ def _check_mask(mask: Tensor, labels: Tensor | None, samples: int, like: Tensor)
         raise TypeError(f"mask must be a Tensor [{samples}, {samples}]; got {type(mask).__name__}")
     if mask.is_complex():
         raise TypeError(f"mask must be bool or real numbers; got {mask.dtype}")
-    if mask.shape != (samples, samples):
-        raise ValueError(f"mask must have shape [{samples}, {samples}]; got {list(mask.shape)}")
-    if mask.device != like.device:
-        raise ValueError(f"mask must be on features' device {like.device}; got {mask.device}")
+    check_shape_and_device("mask", mask, (samples, samples), "features", like)

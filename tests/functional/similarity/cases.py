@@ -18,6 +18,7 @@ from pyssl_fast.functional import (
     info_nce,
     nt_xent,
 )
+from tests.kernels.similarity_cases import embeddings
 
 Logits = tuple[Tensor, Tensor, Tensor]
 
@@ -84,16 +85,6 @@ class Member:
                 logits = torch.cat((pos, neg)).expand(len(pos), -1)
                 losses.append(F.cross_entropy(logits, torch.arange(len(pos)), label_smoothing=label_smoothing))
         return torch.stack(losses)
-
-
-def embeddings(samples: int, views: int, dim: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """[views·samples, dim] views that resemble each other, with one pair of samples that nearly coincide."""
-    generator = torch.Generator().manual_seed(seed)
-    shared = torch.randn(samples, dim, generator=generator)
-    if samples > 2:
-        shared[1] = shared[0] + 0.1 * shared[2]
-    own = torch.randn(views, samples, dim, generator=generator)
-    return (0.7 * shared + own).reshape(-1, dim).to(dtype)
 
 
 def unit(x: Tensor) -> Tensor:

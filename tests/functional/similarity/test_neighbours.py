@@ -151,7 +151,7 @@ Z, B = torch.randn(4, 3), torch.randn(6, 3)
 L = torch.arange(4)
 BAD = {
     "no tensor": (nearest_neighbours, ([1.0], B), {}, TypeError, r"query must be a Tensor \[N, D\]; got list"),
-    "columns": (nearest_neighbours, (Z, B[:, :2]), {}, ValueError, "keys must have query's 3 columns"),
+    "columns": (nearest_neighbours, (Z, B[:, :2]), {}, ValueError, "keys must have rows of query's length 3"),
     "device": (nearest_neighbours, (Z, B.to("meta")), {}, ValueError, "keys must be on query's device cpu; got meta"),
     "count 0": (nearest_neighbours, (Z, B, 0), {}, ValueError, "count must be 1 or more; got 0"),
     "count": (nearest_neighbours, (Z, B, 7), {}, ValueError, "count must be 6 at most, the number of keys; got 7"),
@@ -169,7 +169,7 @@ BAD = {
     "nnclr ids": (nnclr, (Z, Z), {"ids": L[:3]}, ValueError, r"ids must have shape \[4\]; got \[3\]"),
     "nnclr smoothing": (nnclr, (Z, Z), {"label_smoothing": 2}, ValueError, "label_smoothing must be 0 to 1; got 2"),
     "shift target": (mean_shift, (Z, Z[:3], B), {}, ValueError, r"target must have query's shape \[4, 3\]"),
-    "shift bank": (mean_shift, (Z, Z, B[:, :2]), {}, ValueError, "bank must have query's 3 columns"),
+    "shift bank": (mean_shift, (Z, Z, B[:, :2]), {}, ValueError, "bank must have rows of query's length 3"),
     "shift count": (mean_shift, (Z, Z, B, 7), {}, ValueError, "count must be 6 at most, the number of keys; got 7"),
     "shift labels": (mean_shift, (Z, Z, B), {"labels": L[:2]}, ValueError, r"labels must have shape \[4\]; got \[2\]"),
     "shift floats": (
