@@ -1,3 +1,4 @@
 """The operators: `torch.ops.pyssl_fast.*`, one block per operator with its schema, fake and gradient."""
 
+from pyssl_fast.ops import covariance as covariance
 from pyssl_fast.ops import similarity as similarity

@@ -197,7 +197,7 @@ def check_contrast(
 
 
 def check_scaled(kernels: ModuleType, case: Contrast, size: float, grad: Callable[..., Tensor] = gradients) -> None:
-    """Gradients for incoming ones of `size`, compared after division by it: an absolute allowance would hide tiny ones."""
+    """Gradients for incoming ones of `size`, compared after division by it: the absolute allowance would hide them."""
     inputs = contrast_inputs(case)
     ours, truth, eager = (
         run_contrast(backend, (*_in(dtype, *inputs),), case, lambda *shape: grad(*shape) * size)

@@ -29,20 +29,22 @@ struct Block {
   int64_t end() const { return begin + size; }
 };
 
-// C[kRows, NV·kLanes] (+)= A B over k terms, where A(i, p) = a[i·rs + p·ps] and B's row p stands at b + p·ldb.
-// Every loop over acc is unrolled: one rolled loop would put all accumulators on the stack.
-template <int NV>
-__attribute__((always_inline)) static inline void micro_tile(const float* a, int64_t rs, int64_t ps, const float* b,
-                                                             int64_t ldb, int64_t k, float* c, int64_t ldc, bool add) {
-  vf acc[kRows][NV] = {};
+// C[kRows, NV vectors] (+)= A B over k terms, where A(i, p) = a[i·rs + p·ps] and B's row p stands at b + p·ldb; of floats
+// or doubles. Every loop over acc is unrolled: one rolled loop would put all accumulators on the stack.
+template <int NV, class T>
+__attribute__((always_inline)) static inline void micro_tile(const T* a, int64_t rs, int64_t ps, const T* b,
+                                                             int64_t ldb, int64_t k, T* c, int64_t ldc, bool add) {
+  using V = decltype(load(b));
+  constexpr int kWidth = sizeof(V) / sizeof(T);
+  V acc[kRows][NV] = {};
 #pragma GCC unroll 4
   for (int64_t p = 0; p < k; ++p) {
-    vf row[NV];
+    V row[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) row[v] = load(b + p * ldb + v * kLanes);
+    for (int v = 0; v < NV; ++v) row[v] = load(b + p * ldb + v * kWidth);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const vf x = set(a[i * rs + p * ps]);
+      const V x = set(a[i * rs + p * ps]);
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) acc[i][v] += x * row[v];
     }
@@ -51,7 +53,7 @@ __attribute__((always_inline)) static inline void micro_tile(const float* a, int
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
-      float* out = c + i * ldc + v * kLanes;
+      T* out = c + i * ldc + v * kWidth;
       store(out, add ? load(out) + acc[i][v] : acc[i][v]);
     }
 }

@@ -1,5 +1,5 @@
-// One vector type, vf, of kLanes floats, written with the compiler's vector extension: the same text for every
-// instruction set. No intrinsics here.
+// Vectors of kLanes floats, vf, and of half as many doubles, vd, written with the compiler's vector extension: the same
+// text for every instruction set. No intrinsics here.
 #pragma once
 
 #include <cstring>
@@ -10,6 +10,7 @@ namespace pyssl::PYSSL_ISA {
 
 typedef float vf __attribute__((vector_size(4 * kLanes)));
 typedef int32_t vi __attribute__((vector_size(4 * kLanes)));
+typedef double vd __attribute__((vector_size(4 * kLanes)));
 
 static inline vf load(const float* p) {
   vf x;
@@ -18,6 +19,14 @@ static inline vf load(const float* p) {
 }
 static inline void store(float* p, vf x) { __builtin_memcpy(p, &x, sizeof x); }
 static inline vf set(float x) { return x - vf{}; }
+
+static inline vd load(const double* p) {
+  vd x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+static inline void store(double* p, vd x) { __builtin_memcpy(p, &x, sizeof x); }
+static inline vd set(double x) { return x - vd{}; }
 
 // s·c, rounded. Where a maximum of it is subtracted, a fused multiply-subtract would differ from it by half an ulp of t,
 // which for logits of 1e9 is 32 octaves.

@@ -18,7 +18,7 @@ from pyssl_fast.functional import (
     info_nce,
     nt_xent,
 )
-from tests.kernels.similarity_cases import embeddings
+from tests.kernels.similarity_cases import embeddings as embeddings
 
 Logits = tuple[Tensor, Tensor, Tensor]
 

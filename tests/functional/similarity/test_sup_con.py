@@ -251,7 +251,12 @@ BAD = {
     "mask shape": ((X, None, torch.ones(8, 8)), {}, ValueError, r"mask must have shape \[4, 4\]; got \[8, 8\]"),
     "mask list": ((X, None, [[1]]), {}, TypeError, r"mask must be a Tensor \[4, 4\]; got list"),
     "mask complex": ((X, None, torch.ones(4, 4) * 1j), {}, TypeError, "mask must be bool or real numbers"),
-    "mask device": ((X, None, torch.ones(4, 4, device="meta")), {}, ValueError, "mask must be on features's device cpu"),
+    "mask device": (
+        (X, None, torch.ones(4, 4, device="meta")),
+        {},
+        ValueError,
+        "mask must be on features's device cpu",
+    ),
     "both": ((X, L, torch.ones(4, 4)), {}, ValueError, "labels and mask must not both be given"),
     "mask inside": ((X, None, torch.ones(4, 4)), {"variant": "in"}, ValueError, 'mask goes with variant "out"'),
     "mask debiased": ((X, None, torch.ones(4, 4)), {"debias": 0.1}, ValueError, "mask goes with .*without debias"),
