@@ -78,7 +78,7 @@ def auto_covariance_backward(
 
 def _flat_views(x: Tensor, y: Tensor | None) -> _cpu.Views:
     """Of x, y [N, D], one position."""
-    return _views(*(None if view is None or view.dim() != 2 else view[:, None] for view in (x, y)), 1)
+    return _views(x[:, None] if x.dim() == 2 else None, None if y is None or y.dim() != 2 else y[:, None], 1)
 
 
 def cross_correlation(x: Tensor, y: Tensor | None, eps: float, gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
