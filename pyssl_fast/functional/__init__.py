@@ -4,6 +4,8 @@ from pyssl_fast.functional.covariance import (
     BarlowTwinsTerms,
     VICRegTerms,
     barlow_twins,
+    tico,
+    vibcreg,
     vicreg,
 )
 from pyssl_fast.functional.similarity import (
@@ -52,8 +54,10 @@ __all__ = [
     "siglip",
     "spectral_contrastive",
     "sup_con",
+    "tico",
     "triplet_margin",
     "triplet_margin_in_batch",
     "uniformity",
+    "vibcreg",
     "vicreg",
 ]

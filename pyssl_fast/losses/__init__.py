@@ -15,7 +15,9 @@ from pyssl_fast.losses.nt_xent import NTXentLoss
 from pyssl_fast.losses.siglip import SigLipLoss
 from pyssl_fast.losses.spectral import SpectralContrastiveLoss
 from pyssl_fast.losses.sup_con import SupConLoss
+from pyssl_fast.losses.tico import TiCoLoss
 from pyssl_fast.losses.triplet import BatchTripletMarginLoss, TripletMarginLoss
+from pyssl_fast.losses.vibcreg import VIbCRegLoss
 from pyssl_fast.losses.vicreg import VICRegLoss
 
 InfoNCE = InfoNCELoss  # info-nce-pytorch's name
@@ -39,6 +41,8 @@ __all__ = [
     "SigLipLoss",
     "SpectralContrastiveLoss",
     "SupConLoss",
+    "TiCoLoss",
     "TripletMarginLoss",
     "VICRegLoss",
+    "VIbCRegLoss",
 ]
