@@ -3,10 +3,14 @@
 from pyssl_fast.functional.covariance import (
     BarlowTwinsTerms,
     VICRegTerms,
+    Whitened,
     barlow_twins,
+    norm_mse_loss,
     tico,
     vibcreg,
     vicreg,
+    w_mse,
+    whiten,
 )
 from pyssl_fast.functional.similarity import (
     Metrics,
@@ -36,6 +40,7 @@ __all__ = [
     "BarlowTwinsTerms",
     "Metrics",
     "VICRegTerms",
+    "Whitened",
     "alignment",
     "barlow_twins",
     "clip_loss",
@@ -50,6 +55,7 @@ __all__ = [
     "nearest_neighbours",
     "negative_cosine_similarity",
     "nnclr",
+    "norm_mse_loss",
     "nt_xent",
     "siglip",
     "spectral_contrastive",
@@ -60,4 +66,6 @@ __all__ = [
     "uniformity",
     "vibcreg",
     "vicreg",
+    "w_mse",
+    "whiten",
 ]

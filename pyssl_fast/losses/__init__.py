@@ -19,6 +19,7 @@ from pyssl_fast.losses.tico import TiCoLoss
 from pyssl_fast.losses.triplet import BatchTripletMarginLoss, TripletMarginLoss
 from pyssl_fast.losses.vibcreg import VIbCRegLoss
 from pyssl_fast.losses.vicreg import VICRegLoss
+from pyssl_fast.losses.w_mse import WMSELoss
 
 InfoNCE = InfoNCELoss  # info-nce-pytorch's name
 
@@ -45,4 +46,5 @@ __all__ = [
     "TripletMarginLoss",
     "VICRegLoss",
     "VIbCRegLoss",
+    "WMSELoss",
 ]
