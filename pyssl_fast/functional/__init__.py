@@ -9,6 +9,7 @@ from pyssl_fast.functional.covariance import (
     tico,
     vibcreg,
     vicreg,
+    vicregl,
     w_mse,
     whiten,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "uniformity",
     "vibcreg",
     "vicreg",
+    "vicregl",
     "w_mse",
     "whiten",
 ]
