@@ -221,6 +221,7 @@ void auto_covariance(const AutoCovariance& a) {
 }
 
 void auto_covariance_backward(const AutoCovarianceBackward& a) {
+  for (int v = 0; v < 2; ++v) prefer_huge_pages(a.grad, v);
   const Shape shape(a.views);
   const int64_t size = shape.size * shape.size;
   for (int64_t e = 0; e < a.views.positions; ++e) {

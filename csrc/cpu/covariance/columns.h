@@ -41,16 +41,26 @@ static inline Matrix at(const Views& views, int v, int64_t position) {
   return x;
 }
 
+// Of what will be written: all positions of a view.
+static inline void prefer_huge_pages(const Views& views, int v) {
+  const Matrix& x = views.view[v];
+  if (x.data) prefer_huge_pages(x.data, x.rows * x.stride * (x.dtype == Dtype::float32 ? 4 : 2));
+}
+
 // Columns [first, first + kGroup) of x as floats.
 static inline void load_group(const Matrix& x, int64_t first, float* group) {
   const int64_t width = std::min(kGroup, x.dim - first);
-  float row[kGroup] = {};
   Matrix part = x;
   part.data = static_cast<char*>(x.data) + first * (x.dtype == Dtype::float32 ? 4 : 2);
+  float row[kGroup] = {};
   for (int64_t n = 0; n < x.rows; ++n) {
-    load_row(part, n, width, row);
+    const float* from = row;
+    if (x.dtype == Dtype::float32 && width == kGroup)
+      from = static_cast<const float*>(part.data) + n * x.stride;
+    else
+      load_row(part, n, width, row);
     for (int64_t s = 0; s < kStrips; ++s)
-      __builtin_memcpy(group + (s * x.rows + n) * kPanel, row + s * kPanel, kPanel * 4);
+      __builtin_memcpy(group + (s * x.rows + n) * kPanel, from + s * kPanel, kPanel * 4);
   }
 }
 

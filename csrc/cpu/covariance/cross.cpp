@@ -214,6 +214,7 @@ void cross_correlation(const CrossCorrelation& a) {
 }
 
 void cross_correlation_backward(const CrossCorrelationBackward& a) {
+  for (int v = 0; v < 2; ++v) prefer_huge_pages(a.grad, v);
   if (!*a.exact) return backward<float>(a, a.gram);
   const Shape shape(a.views);
   Scratch gram(shape.matrices() * shape.size() * shape.size() * 8);
