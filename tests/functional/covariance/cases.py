@@ -11,7 +11,7 @@ from torch import Tensor
 from pyssl_fast.functional import barlow_twins, tico, vibcreg, vicreg, w_mse, whiten
 from tests.functional.similarity.peers import rows
 
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "cpu"]
 # Both sides of N = D, at it, and the smallest.
 SHAPES = [(2, 1), (3, 1), (2, 5), (9, 20), (20, 20), (21, 20), (40, 7)]
 
