@@ -41,7 +41,7 @@ class Scratch {
   explicit Scratch(int64_t bytes) : size_((static_cast<size_t>(bytes > 0 ? bytes : 1) + 63) / 64 * 64) {
 #ifdef MADV_HUGEPAGE
     if (size_ >= kMapped) {
-      size_ += kHuge;  // room to begin at a huge page
+      size_ = (size_ + kHuge - 1) / kHuge * kHuge + kHuge;  // whole huge pages, and room to begin at one
       mapped_ = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (mapped_ == MAP_FAILED) throw std::bad_alloc();
       data_ = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(mapped_) + kHuge - 1) / kHuge * kHuge);
@@ -65,7 +65,7 @@ class Scratch {
   }
 
  private:
-  static constexpr size_t kHuge = size_t{1} << 21, kMapped = 2 * kHuge;
+  static constexpr size_t kHuge = size_t{1} << 21, kMapped = kHuge / 2;
   size_t size_;
   void *data_ = nullptr, *mapped_ = nullptr;
 };

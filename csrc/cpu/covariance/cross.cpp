@@ -129,7 +129,7 @@ void backward(const CrossCorrelationBackward& a, const From* gram) {
   std::unique_ptr<Left<T>> lefts[2];
   for (int v = 0; v < shape.views; ++v) lefts[v].reset(new Left<T>(shape.rows, shape.size()));
   Scratch raws(threads * group_size * 4), rooms(threads * 2 * group_size * int64_t{sizeof(T)});
-  Scratch outs(threads * padded * kPanel * int64_t{sizeof(T)}), gradients(threads * shape.rows * kPanel * 12);
+  Scratch outs(threads * padded * kPanel * int64_t{sizeof(T)}), gradients(threads * shape.rows * kPanel * 4);
   Scratch rights(shape.by_rows ? 0 : threads * shape.size() * kPanel * int64_t{sizeof(T)});
 
   parallel(threads, [&](Team team) {
@@ -150,9 +150,7 @@ void backward(const CrossCorrelationBackward& a, const From* gram) {
 
     T* out = outs.as<T>() + team.rank * padded * kPanel;
     T* right = rights.as<T>() + team.rank * shape.size() * kPanel;
-    double* before = gradients.as<double>() + team.rank * shape.rows * kPanel;
-    float* gradient = reinterpret_cast<float*>(gradients.as<double>() + threads * shape.rows * kPanel) +
-                      team.rank * shape.rows * kPanel;
+    float* gradient = gradients.as<float>() + team.rank * shape.rows * kPanel;
     const double twice = shape.views == 1 ? 2 : 1, off = 2 * twice * a.grad_off_diagonal;
     for (int64_t g; (g = team.claim()) < groups(shape.dim);) {
       const int64_t first = g * kGroup, width = std::min(kGroup, shape.dim - first);
@@ -171,20 +169,20 @@ void backward(const CrossCorrelationBackward& a, const From* gram) {
           const T *own = columns.strips[v] + begin, *other = columns.strips[u] + begin;
           if (!shape.by_rows) take_columns(gram, shape.dim, column, v == 0 && u == 1, right);
           lefts[u]->multiply(shape.by_rows ? own : right, out);
+          // Back through the normalisation: less the mean, less what lies along the column.
+          double mean[kPanel], along[kPanel];
+          vd sum[kWides] = {}, product[kWides] = {};
           for (int64_t n = 0; n < shape.rows; ++n) {
 #pragma GCC unroll 16
             for (int w = 0; w < kWides; ++w) {
               const int64_t l = w * kWide, i = n * kPanel + l;
-              store(before + i, off * widen(out + i) + load(share + s * kPanel + l) * widen(other + i));
+              const vd before = off * widen(out + i) + load(share + s * kPanel + l) * widen(other + i);
+              narrow(out + i, before);
+              sum[w] += before;
+              product[w] += before * widen(own + i);
             }
           }
-          // Back through the normalisation: less the mean, less what lies along the column.
-          double mean[kPanel], along[kPanel];
-          sum_strip(shape.rows, mean, [&](int64_t n, int w) { return load(before + n * kPanel + w * kWide); });
-          sum_strip(shape.rows, along, [&](int64_t n, int w) {
-            const int64_t i = n * kPanel + w * kWide;
-            return load(before + i) * widen(own + i);
-          });
+          for (int w = 0; w < kWides; ++w) store(mean + w * kWide, sum[w]), store(along + w * kWide, product[w]);
           for (int64_t l = 0; l < kPanel; ++l) {
             mean[l] /= static_cast<double>(shape.rows);
             along[l] /= static_cast<double>(shape.rows);
@@ -193,7 +191,7 @@ void backward(const CrossCorrelationBackward& a, const From* gram) {
 #pragma GCC unroll 16
             for (int w = 0; w < kWides; ++w) {
               const int64_t l = w * kWide, i = n * kPanel + l;
-              const vd rest = load(before + i) - load(mean + l) - widen(own + i) * load(along + l);
+              const vd rest = widen(out + i) - load(mean + l) - widen(own + i) * load(along + l);
               narrow(gradient + i, load(columns.weight[v] + s * kPanel + l) * rest);
             }
           }
