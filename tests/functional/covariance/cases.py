@@ -56,6 +56,6 @@ LOSSES = {
     "vibcreg wide": Loss(lambda a, b: vibcreg(a, b, 1.0, 2.0, 300.0), shape=(40,)),
     "tico": Loss(lambda a, b: tico(a, b, second_moment(a), 1.0)[0], fused=False),
     "tico wide": Loss(lambda a, b: tico(a, b, second_moment(a), 0.5, 3.0)[0], shape=(40,), fused=False, constant=True),
-    "w_mse": Loss(lambda a, b: w_mse(torch.cat((a, b)), w_size=a.shape[0]), fused=False),
-    "whiten": Loss(lambda a: torch.cat([part.flatten() for part in whiten(a[None], 0.1)]).sin().sum(), 1, fused=False),
+    "w_mse": Loss(lambda a, b: w_mse(torch.cat((a, b)), w_size=a.shape[0])),
+    "whiten": Loss(lambda a: torch.cat([part.flatten() for part in whiten(a[None], 0.1)]).sin().sum(), 1),
 }
