@@ -2,8 +2,11 @@
 
 from pyssl_fast.functional.covariance import (
     BarlowTwinsTerms,
+    LeJEPATerms,
     VICRegTerms,
     barlow_twins,
+    lejepa,
+    sigreg,
     vicreg,
 )
 from pyssl_fast.functional.similarity import (
@@ -32,6 +35,7 @@ from pyssl_fast.functional.similarity import (
 
 __all__ = [
     "BarlowTwinsTerms",
+    "LeJEPATerms",
     "Metrics",
     "VICRegTerms",
     "alignment",
@@ -44,12 +48,14 @@ __all__ = [
     "info_nce",
     "info_nce_loss",
     "koleo",
+    "lejepa",
     "mean_shift",
     "nearest_neighbours",
     "negative_cosine_similarity",
     "nnclr",
     "nt_xent",
     "siglip",
+    "sigreg",
     "spectral_contrastive",
     "sup_con",
     "triplet_margin",
