@@ -16,8 +16,12 @@ from pyssl_fast.losses.nt_xent import NTXentLoss
 from pyssl_fast.losses.siglip import SigLipLoss
 from pyssl_fast.losses.spectral import SpectralContrastiveLoss
 from pyssl_fast.losses.sup_con import SupConLoss
+from pyssl_fast.losses.tico import TiCoLoss
 from pyssl_fast.losses.triplet import BatchTripletMarginLoss, TripletMarginLoss
+from pyssl_fast.losses.vibcreg import VIbCRegLoss
 from pyssl_fast.losses.vicreg import VICRegLoss
+from pyssl_fast.losses.vicregl import VICRegLLoss
+from pyssl_fast.losses.w_mse import WMSELoss
 
 InfoNCE = InfoNCELoss  # info-nce-pytorch's name
 
@@ -42,6 +46,10 @@ __all__ = [
     "SigLipLoss",
     "SpectralContrastiveLoss",
     "SupConLoss",
+    "TiCoLoss",
     "TripletMarginLoss",
+    "VICRegLLoss",
     "VICRegLoss",
+    "VIbCRegLoss",
+    "WMSELoss",
 ]

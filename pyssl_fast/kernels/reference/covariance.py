@@ -65,7 +65,7 @@ def auto_covariance_backward(
         grad = 4 * off[:, None] * torch.einsum("ned,edf->nef", centred, c) + 2 * square * centred
         if other is not None:
             grad = grad + 2 * distance * (a - other)
-        grads.append(grad.to(a.dtype))
+        grads.append(grad.to(a.dtype).contiguous())
     return grads[0], grads[1]
 
 
@@ -125,7 +125,7 @@ def cross_correlation_backward(
         if y is None:
             grad = 2 * grad
         grad = inverse * (grad - grad.mean(0) - own * (own * grad).mean(0))
-        grads.append(grad.to(x.dtype))
+        grads.append(grad.to(x.dtype).contiguous())
     return grads[0], grads[1]
 
 
