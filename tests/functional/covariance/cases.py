@@ -45,10 +45,7 @@ def second_moment(z: Tensor) -> Tensor:
     return (torch.eye(z.shape[1]) + 0.5).to(torch.promote_types(z.dtype, torch.float32)) / z.shape[1]
 
 
-def directions(dim: int, count: int = 20) -> Tensor:
-    """[dim, count] of length 1."""
-    return torch.nn.functional.normalize(rows(dim, count, 5), dim=0)
-
+DIRECTIONS = torch.nn.functional.normalize(rows(5, 20), dim=0)  # [D, M]
 
 LOSSES = {
     "vicreg": Loss(vicreg),
@@ -63,10 +60,6 @@ LOSSES = {
     "tico wide": Loss(lambda a, b: tico(a, b, second_moment(a), 0.5, 3.0)[0], shape=(40,), fused=False, constant=True),
     "w_mse": Loss(lambda a, b: w_mse(torch.cat((a, b)), w_size=a.shape[0]), fused=False),
     "whiten": Loss(lambda a: torch.cat([part.flatten() for part in whiten(a[None], 0.1)]).sin().sum(), 1, fused=False),
-    "sigreg": Loss(lambda z: sigreg(z, directions(6)), 1),
-    "sigreg of groups": Loss(lambda z: sigreg(z, directions(5), knots=6, t_max=4.0), 1, shape=(3, 5)),
-    "lejepa": Loss(
-        lambda a, b: lejepa(a.movedim(1, 0), b.movedim(1, 0), directions(5), lambda_param=0.4), shape=(2, 5)
-    ),
-    "lejepa terms": Loss(lambda a, b: sum(lejepa(a[None], b[None], directions(6), return_terms=True)[1])),
+    "sigreg": Loss(lambda z: sigreg(z, DIRECTIONS, knots=6, t_max=4.0), 1, shape=(3, 5)),
+    "lejepa": Loss(lambda a, b: lejepa(a.movedim(1, 0), b.movedim(1, 0), DIRECTIONS, lambda_param=0.4), shape=(2, 5)),
 }
