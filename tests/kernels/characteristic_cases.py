@@ -53,15 +53,15 @@ def values(case: Characteristic, dtype: torch.dtype = torch.float32, seed: int =
 
 def run(kernels: ModuleType, x: Tensor, case: Characteristic) -> dict[str, Tensor]:
     cosine, sine = kernels.characteristic(x, case.step, case.count)
-    weights = (gradients(*cosine.shape, seed=seed) for seed in (1, 2))
+    weights = (gradients(*cosine.shape, seed=seed).to(x.device) for seed in (1, 2))
     grad = kernels.characteristic_backward(*weights, x, case.step)
     assert grad.dtype == x.dtype
     return {"cosine": cosine, "sine": sine, "grad": grad}
 
 
-def check(kernels: ModuleType, case: Characteristic, dtype: torch.dtype = torch.float32) -> None:
+def check(kernels: ModuleType, case: Characteristic, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
     """Under the error contract; eager is the twin in dtype."""
-    x = values(case, dtype)
+    x = values(case, dtype).to(device)
     ours, truth, eager = run(kernels, x, case), run(reference, x.double(), case), run(reference, x, case)
     for what, mine in ours.items():
         assert_within_contract(mine, truth[what], eager[what], dtype, what)
