@@ -152,6 +152,16 @@ void characteristic_backward(const pyssl::Views& views, double step, int64_t cou
   pyssl::table().characteristic_backward({views, step, count, as<double>(grad_cosine), as<double>(grad_sine), grad});
 }
 
+void spread(const Rows& x, int64_t centres, Pointer distance, int threads) {
+  py::gil_scoped_release release;
+  pyssl::table().spread({matrix(x), centres, as<double>(distance), threads});
+}
+
+void spread_backward(const Rows& x, int64_t centres, double grad_distance, const Rows& grad, int threads) {
+  py::gil_scoped_release release;
+  pyssl::table().spread_backward({matrix(x), centres, grad_distance, matrix(grad), threads});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -212,4 +222,7 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("sine"));
   m.def("characteristic_backward", &characteristic_backward, py::arg("views"), py::arg("step"), py::arg("count"),
         py::arg("grad_cosine"), py::arg("grad_sine"), py::arg("grad"));
+  m.def("spread", &spread, py::arg("x"), py::arg("centres"), py::arg("distance"), py::arg("threads"));
+  m.def("spread_backward", &spread_backward, py::arg("x"), py::arg("centres"), py::arg("grad_distance"),
+        py::arg("grad"), py::arg("threads"));
 }

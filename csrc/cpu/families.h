@@ -184,6 +184,21 @@ struct CharacteristicBackward {
   Views grad;
 };
 
+struct Spread {
+  Matrix x;  // [views, elements]
+  int64_t centres;
+  double* distance;  // [1]
+  int threads;
+};
+
+struct SpreadBackward {
+  Matrix x;
+  int64_t centres;
+  double grad_distance;
+  Matrix grad;
+  int threads;
+};
+
 struct Table {
   const char* name;
   bool has_bfloat16;  // whether the bfloat16 precisions are built; float32 stands in for them where not
@@ -201,6 +216,8 @@ struct Table {
   void (*decorrelation)(const Decorrelation&);
   void (*characteristic)(const Characteristic&);
   void (*characteristic_backward)(const CharacteristicBackward&);
+  void (*spread)(const Spread&);
+  void (*spread_backward)(const SpreadBackward&);
 };
 
 }  // namespace pyssl

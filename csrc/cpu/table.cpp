@@ -21,6 +21,8 @@ const Table table = {PYSSL_ISA_NAME,
                      cross_correlation_backward,
                      decorrelation,
                      characteristic,
-                     characteristic_backward};
+                     characteristic_backward,
+                     spread,
+                     spread_backward};
 
 }  // namespace pyssl::PYSSL_ISA

@@ -370,3 +370,58 @@ define(
     kernel=_characteristic_backward,
     fake=_characteristic_backward_fake,
 )
+
+
+# ---- spread: views around the mean of some ---------------------------------------------------------------------------
+
+
+def _check_spread(x: Tensor, centres: int) -> None:
+    _check_views(x, None, "[V, N, D]")
+    if not 1 <= centres <= len(x):
+        raise ValueError(f"centres must be 1 to x's {len(x)} views; got {centres}")
+
+
+def _spread(x: Tensor, centres: int, backend: str) -> Tensor:
+    _check_spread(x, centres)
+    result: Tensor = kernels(backend, "covariance").spread(x, centres)
+    return result
+
+
+def _spread_fake(x: Tensor, centres: int, backend: str) -> Tensor:
+    return x.new_empty((), dtype=torch.float64)
+
+
+def _spread_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.centres, ctx.backend = inputs
+    ctx.save_for_backward(x)
+
+
+def _spread_autograd(ctx: Any, grad_distance: Tensor) -> tuple[Any, ...]:
+    (x,) = ctx.saved_tensors
+    return torch.ops.pyssl_fast.spread_backward(grad_distance, x, ctx.centres, ctx.backend), None, None
+
+
+def _spread_backward(grad_distance: Tensor, x: Tensor, centres: int, backend: str) -> Tensor:
+    _check_spread(x, centres)
+    _check_statistics(x, grad_distance=(grad_distance, ()))
+    result: Tensor = kernels(backend, "covariance").spread_backward(grad_distance, x, centres)
+    return result
+
+
+def _spread_backward_fake(grad_distance: Tensor, x: Tensor, centres: int, backend: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+# Bytes: x read twice, its gradient written once.
+define(
+    "spread(Tensor x, int centres, str backend) -> Tensor",
+    kernel=_spread,
+    fake=_spread_fake,
+    setup_context=_spread_setup,
+    backward=_spread_autograd,
+)
+define(
+    "spread_backward(Tensor grad_distance, Tensor x, int centres, str backend) -> Tensor",
+    kernel=_spread_backward,
+    fake=_spread_backward_fake,
+)

@@ -65,3 +65,40 @@ def check(kernels: ModuleType, case: Characteristic, dtype: torch.dtype = torch.
     ours, truth, eager = run(kernels, x, case), run(reference, x.double(), case), run(reference, x, case)
     for what, mine in ours.items():
         assert_within_contract(mine, truth[what], eager[what], dtype, what)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Views [views, samples, dim] that resemble each other, `at` from the origin; the first `centres` have the mean."""
+
+    views: int = 4
+    samples: int = 5
+    dim: int = 7
+    centres: int = 2
+    at: float = 0.3
+
+
+SPREADS = {
+    "plain": Spread(),
+    "one value": Spread(1, 1, 1, 1),
+    "one view": Spread(views=1, centres=1),
+    "one centre": Spread(centres=1),
+    "all are centres": Spread(centres=4),
+    "many views": Spread(views=11, centres=3),
+    "far away": Spread(at=1e3),
+    "several blocks": Spread(samples=3, dim=1000),
+    "a block": Spread(views=2, samples=2, dim=256, centres=1),
+}
+
+
+def check_spread(kernels: ModuleType, case: Spread, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+    """Under the error contract; eager is the twin in dtype."""
+    x = values(Characteristic(case.views, case.samples, case.dim, at=case.at), dtype).to(device)
+    weight = torch.tensor(-0.7, dtype=torch.float64, device=device)
+    ours, truth, eager = (
+        (twin.spread(z, case.centres), twin.spread_backward(weight, z, case.centres))
+        for twin, z in ((kernels, x), (reference, x.double()), (reference, x))
+    )
+    assert ours[0].dtype == torch.float64 and ours[1].dtype == dtype
+    for what, mine, want, theirs in zip(("distance", "grad"), ours, truth, eager, strict=True):
+        assert_within_contract(mine, want, theirs, dtype, what)

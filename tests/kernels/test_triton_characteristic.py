@@ -1,4 +1,4 @@
-"""Characteristic functions of columns, the GPU kernels run by Triton's interpreter, against the float64 twin."""
+"""Characteristic functions and spreads, the GPU kernels run by Triton's interpreter, against the float64 twin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from pyssl_fast.kernels.reference import covariance as reference
 from pyssl_fast.kernels.triton import configs, covariance
 from pyssl_fast.kernels.triton.configs import Waves
 from tests.contract import assert_within_contract
-from tests.kernels.characteristic_cases import CASES, Characteristic, check, run, values
+from tests.kernels.characteristic_cases import (
+    CASES,
+    SPREADS,
+    Characteristic,
+    Spread,
+    check,
+    check_spread,
+    run,
+    values,
+)
 
 pytestmark = [
     pytest.mark.triton_interpreter,
@@ -87,3 +96,17 @@ def test_values_and_gradients_may_be_strided() -> None:
     weight = torch.tensor(0.3).double().expand(2, 5, 9)
     first, second = (covariance.characteristic_backward(w, w, x, case.step) for w in (weight, weight.contiguous()))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", SPREADS.values(), ids=SPREADS)
+def test_spread_keeps_the_contract(case: Spread, dtype: torch.dtype) -> None:
+    check_spread(covariance, case, dtype)
+
+
+def test_spread_of_not_a_number() -> None:
+    x = values(Characteristic(3, 6, 5))
+    x[2, 1, 3] = torch.nan
+    assert covariance.spread(x, 2).isnan()
+    gradient = covariance.spread_backward(torch.tensor(0.3).double(), x, 2)
+    assert gradient.isnan().sum() == 3 and gradient[:, 1, 3].isnan().all()

@@ -1,4 +1,4 @@
-"""The kernels of characteristic functions, compiled ahead of time for every architecture."""
+"""LeJEPA's kernels, compiled ahead of time for every architecture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.kernels.test_triton_aot import Launches, differences
 def test_no_kernel_spills(architecture: int) -> None:
     # The element's type changes nothing but a load and a store: elsewhere float32 alone.
     builds = list(aot.builds(architecture, "waves", lambda job: architecture == 90 or job.precision == "fp32"))
-    assert len(builds) == (6 if architecture == 90 else 2)
+    assert len(builds) == (12 if architecture == 90 else 4)
     for build in builds:
         assert build.spilled == 0 and build.registers <= 128, build  # four blocks of four warps
         assert build.shared <= configs.SHARED_MEMORY[architecture], build
@@ -34,7 +34,8 @@ def test_a_launch_runs_what_was_inspected(
     x = torch.zeros(shape, dtype=dtype)
     cosine, sine = covariance.characteristic(x, 0.2, 16)
     covariance.characteristic_backward(cosine, sine, x, 0.2)
-    assert set(launches.bound) == {"sum_waves", "differentiate_waves"}
+    covariance.spread_backward(covariance.spread(x, 1), x, 1)
+    assert set(launches.bound) == {job.label for job in aot.wave_jobs()}
     for name, (launched,) in launches.bound.items():
         precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
         (job,) = (job for job in aot.wave_jobs() if (job.label, job.precision) == (name, precision))

@@ -1,4 +1,4 @@
-"""Characteristic functions of columns on a real GPU, as they ship."""
+"""Characteristic functions and spreads on a real GPU, as they ship."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from pyssl_fast.kernels.triton import covariance
-from tests.kernels.characteristic_cases import CASES, Characteristic, check, run, values
+from tests.kernels.characteristic_cases import (
+    CASES,
+    SPREADS,
+    Characteristic,
+    Spread,
+    check,
+    check_spread,
+    run,
+    values,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,3 +43,9 @@ def test_same_bits_again() -> None:
     first = run(covariance, x, case)
     for name, found in run(covariance, x, case).items():
         assert torch.equal(found, first[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", SPREADS.values(), ids=SPREADS)
+def test_spread_keeps_the_contract(case: Spread, dtype: torch.dtype) -> None:
+    check_spread(covariance, case, dtype, "cuda")

@@ -169,5 +169,6 @@ COVARIANCE = {
         "characteristic_backward",
         (0, 1),
     ),
+    "spread": Call("spread", lambda dtype: [rows(12, dtype).view(4, 3, 6)], (2,), (0,), 0, "spread_backward"),
 }
 CALLS = {**SIMILARITY, **COVARIANCE}

@@ -214,6 +214,10 @@ CROSS = (Q, None, 1e-5, torch.ones(1, 3, 3), torch.zeros(1, dtype=torch.bool), T
         ("characteristic_backward", (GRADS[0], GRADS[0][:, :0], Q[None], 1.0, "cpu"), "grad_sine must be float64"),
         ("characteristic_backward", (GRADS[0][0], GRADS[0], Q[None], 1.0, "cpu"), "count at least 1"),
         ("characteristic_backward", (ONE.expand(1, 1, 3), GRADS[0], Q[None], 1.0, "cpu"), "grad_cosine must be"),
+        ("spread", (Q, 1, "cpu"), r"x must be \[V, N, D\]"),
+        ("spread", (Q[None], 0, "cpu"), "centres must be 1 to x's 1 views; got 0"),
+        ("spread", (Q[None], 2, "cpu"), "centres must be 1 to x's 1 views; got 2"),
+        ("spread_backward", (ONE, Q[None], 1, "cpu"), "grad_distance must be float64"),
         (
             "contrast_backward",
             (torch.ones(5), torch.ones(0, 5), Q, K, ONE, *NONE, torch.ones(4), [0], [1.0], 0, False, True, True, "cpu"),

@@ -6,6 +6,7 @@
 //   cross.cpp          two views whose columns are normalised: Barlow Twins
 //   decorrelation.cpp  what is watched while training
 //   characteristic.cpp columns' characteristic functions: SIGReg
+//   spread.cpp         views around the mean of some: LeJEPA
 #pragma once
 
 #include "../families.h"
@@ -20,5 +21,7 @@ void cross_correlation_backward(const CrossCorrelationBackward& args);
 void decorrelation(const Decorrelation& args);
 void characteristic(const Characteristic& args);
 void characteristic_backward(const CharacteristicBackward& args);
+void spread(const Spread& args);
+void spread_backward(const SpreadBackward& args);
 
 }  // namespace pyssl::PYSSL_ISA

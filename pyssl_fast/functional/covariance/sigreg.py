@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from pyssl_fast import backend
@@ -101,7 +100,8 @@ def lejepa(
         invariance = mean over all views, samples and dimensions of (z_v − mean of the global views)²
         loss       = lambda_param·sigreg + (1 − lambda_param)·invariance
 
-    sigreg is the mean of `sigreg` over all views, on the same directions. No view is copied.
+    sigreg is that of all views, each a group of its own on the same directions. Beside its products and its pass over
+    the projections the views are copied once and read once, backward read once.
 
     Args:
         local_proj: [V_local, N, D], float32, float16, bfloat16 or float64.
@@ -129,12 +129,10 @@ def lejepa(
     check_lambda(lambda_param)
     vectors = _vectors(vectors, "global_proj", global_proj, num_vectors, generator)
 
-    dtype = statistics_dtype(global_proj)
-    centre = global_proj.mean(0, dtype=dtype)
-    views, count = (global_proj, local_proj), len(global_proj) + len(local_proj)
-    regularities = [len(z) / count * _statistic(z, vectors, knots, t_max) for z in views]
-    distances = [F.mse_loss(z.to(dtype), centre.expand_as(z), reduction="sum").double() for z in views]
-    terms = LeJEPATerms(torch.stack(regularities).sum(), torch.stack(distances).sum() / (count * centre.numel()))
+    z = torch.cat((global_proj, local_proj))
+    distance = torch.ops.pyssl_fast.spread(z, len(global_proj), backend.choose("covariance", z))
+    terms = LeJEPATerms(_statistic(z, vectors, knots, t_max), distance / z.numel())
+    dtype = statistics_dtype(z)
     loss = terms.weighted(lambda_param).to(dtype)
     return (loss, terms.to(dtype)) if return_terms else loss
 

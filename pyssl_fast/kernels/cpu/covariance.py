@@ -155,3 +155,21 @@ def characteristic_backward(grad_cosine: Tensor, grad_sine: Tensor, x: Tensor, s
         _groups(x), step, grad_cosine.shape[1], grad_cosine.data_ptr(), grad_sine.data_ptr(), _groups(grad)
     )
     return grad
+
+
+def _flat(x: Tensor) -> Matrix:
+    """x [V, N, D], contiguous, as [V, N·D]."""
+    return matrix(x.flatten(1))
+
+
+def spread(x: Tensor, centres: int) -> Tensor:
+    x, distance = rows(x).contiguous(), x.new_empty((), dtype=torch.float64)
+    _cpu.spread(_flat(x), centres, distance.data_ptr(), torch.get_num_threads())
+    return distance
+
+
+def spread_backward(grad_distance: Tensor, x: Tensor, centres: int) -> Tensor:
+    x = rows(x).contiguous()
+    grad = x.new_empty(x.shape)
+    _cpu.spread_backward(_flat(x), centres, grad_distance.item(), _flat(grad), torch.get_num_threads())
+    return grad

@@ -172,3 +172,23 @@ def characteristic_backward(grad_cosine: Tensor, grad_sine: Tensor, x: Tensor, s
         turned = by_sine.to(wide)[:, None] * angle.cos() - by_cosine.to(wide)[:, None] * angle.sin()
         grad += k * step / x.shape[1] * turned
     return grad.to(x.dtype)
+
+
+# ---- spread: views around the mean of some ---------------------------------------------------------------------------
+
+
+def _around(x: Tensor, centres: int) -> Tensor:
+    return x - x[:centres].mean(0)
+
+
+def spread(x: Tensor, centres: int) -> Tensor:
+    """[] float64: Σ (x_v − c)² over all of x [V, N, D], c the mean of the first `centres` views."""
+    return _around(x, centres).square().sum().double()
+
+
+def spread_backward(grad_distance: Tensor, x: Tensor, centres: int) -> Tensor:
+    """∂x_v = 2·∂distance·(x_v − c), less 2·∂distance·Σ_u (x_u − c) / centres for the views in c."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grad = 2 * grad_distance.to(wide) * _around(x, centres)
+    grad = torch.cat((grad[:centres] - grad.sum(0) / centres, grad[centres:]))
+    return grad.to(x.dtype)
