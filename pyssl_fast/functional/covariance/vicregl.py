@@ -36,7 +36,7 @@ def vicregl(
     eps: float = 1e-4,
     num_matches: tuple[int, int] = (20, 4),
 ) -> Tensor:
-    """VICRegL (Bardes et al. 2022b, eq. 7), as lightly has it.
+    """VICRegL (Bardes, Ponce & LeCun 2022), as lightly has it.
 
         loss = alpha·global + (1 − alpha)·local
 

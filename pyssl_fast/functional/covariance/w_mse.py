@@ -32,7 +32,7 @@ class Whitened(NamedTuple):
 
 
 def norm_mse_loss(x0: Tensor, x1: Tensor) -> Tensor:
-    """The mean of ‖u0 − u1‖² = 2 − 2·cos, u the rows divided by their length (Ermolov et al. 2021, eq. 4).
+    """The mean of ‖u0 − u1‖² = 2 − 2·cos, u the rows divided by their length (Ermolov et al. 2021).
 
     Args:
         x0, x1: [N, D], alike: float32, float16, bfloat16 or float64.
@@ -54,7 +54,7 @@ def norm_mse_loss(x0: Tensor, x1: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor, eps: float = 0.0) -> Whitened:
-    """Rows of covariance 1, group by group (Ermolov et al. 2021, eq. 5 and 6): y = L⁻¹(x − mean).
+    """Rows of covariance 1, group by group (Ermolov et al. 2021, section 3): y = L⁻¹(x − mean).
 
     L Lᵀ = (1 − eps)·C + eps·1 is the Cholesky factorisation, C the covariance over the group's rows. L is solved for
     the rows: no inverse is formed, and all groups go through one factorisation and one solution. Each group takes
@@ -113,7 +113,7 @@ def w_mse(
     *,
     whitening: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """W-MSE, the distance of whitened views (Ermolov et al. 2021, eq. 4 to 6).
+    """W-MSE, the distance of whitened views (Ermolov et al. 2021, section 3).
 
     The B samples are dealt at random into sub-batches of w_size; every view of every sub-batch is whitened by itself,
     and the loss is the mean of loss_fn over the pairs of views, and over w_iter such deals. All of them are whitened

@@ -83,7 +83,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
     torch.testing.assert_close(loss.float(), call(*whole, *parts), rtol=0.05, atol=0.05)
 
 
-def test_compiles_once_for_any_batch_and_runs_under_autocast(backend: str) -> None:
+def test_compiles_once_for_any_batch_and_runs_under_autocast() -> None:
     def loss(grids: list[Tensor], *features: Tensor) -> Tensor:
         return called(lambda *views: vicregl(*views, num_matches=(5, 3)), 1, grids)(*features)
 
