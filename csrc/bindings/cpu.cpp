@@ -141,6 +141,27 @@ void decorrelation(const pyssl::Views& views, Pointer square, Pointer off_correl
   pyssl::table().decorrelation({views, as<double>(square), as<double>(off_correlation), as<double>(gram)});
 }
 
+void characteristic(const pyssl::Views& views, double step, int64_t count, Pointer cosine, Pointer sine) {
+  py::gil_scoped_release release;
+  pyssl::table().characteristic({views, step, count, as<double>(cosine), as<double>(sine)});
+}
+
+void characteristic_backward(const pyssl::Views& views, double step, int64_t count, Pointer grad_cosine,
+                             Pointer grad_sine, const pyssl::Views& grad) {
+  py::gil_scoped_release release;
+  pyssl::table().characteristic_backward({views, step, count, as<double>(grad_cosine), as<double>(grad_sine), grad});
+}
+
+void spread(const Rows& x, int64_t centres, Pointer distance, int threads) {
+  py::gil_scoped_release release;
+  pyssl::table().spread({matrix(x), centres, as<double>(distance), threads});
+}
+
+void spread_backward(const Rows& x, int64_t centres, double grad_distance, const Rows& grad, int threads) {
+  py::gil_scoped_release release;
+  pyssl::table().spread_backward({matrix(x), centres, grad_distance, matrix(grad), threads});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -197,4 +218,11 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("grad_diagonal"), py::arg("grad_off_diagonal"), py::arg("gram"), py::arg("exact"), py::arg("grad"));
   m.def("decorrelation", &decorrelation, py::arg("views"), py::arg("square"), py::arg("off_correlation"),
         py::arg("gram"));
+  m.def("characteristic", &characteristic, py::arg("views"), py::arg("step"), py::arg("count"), py::arg("cosine"),
+        py::arg("sine"));
+  m.def("characteristic_backward", &characteristic_backward, py::arg("views"), py::arg("step"), py::arg("count"),
+        py::arg("grad_cosine"), py::arg("grad_sine"), py::arg("grad"));
+  m.def("spread", &spread, py::arg("x"), py::arg("centres"), py::arg("distance"), py::arg("threads"));
+  m.def("spread_backward", &spread_backward, py::arg("x"), py::arg("centres"), py::arg("grad_distance"),
+        py::arg("grad"), py::arg("threads"));
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyssl_fast import functional, losses
 from pyssl_fast.benchmark.cases import Call, Case, Peer, System
-from pyssl_fast.benchmark.inputs import peer_class, two_views
+from pyssl_fast.benchmark.inputs import leaf, peer_class, two_views
 
 # ---- peers ---------------------------------------------------------------------------------------------------------
 
@@ -149,6 +149,39 @@ W_MSE = System(
     family="covariance",
 )
 
+VECTORS, LOCAL, GLOBAL = 1024, 2, 2
+
+
+def _projections(case: Case, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """local, global: [2, N, D]."""
+    local, other = torch.randn(2, LOCAL, case.rows, case.dim, generator=generator).unbind()
+    return leaf(local, case), leaf(other, case)
+
+
+def _seeded(loss: Any, local: Tensor, other: Tensor) -> Call:
+    def call() -> Tensor:
+        torch.manual_seed(0)  # of the directions
+        value: Tensor = loss(local_proj=local, global_proj=other)
+        return value
+
+    return call
+
+
+LEJEPA = System(
+    "lejepa",
+    "LeJEPA, 2 local and 2 global views",
+    inputs=_projections,
+    ours=lambda case, *z: _seeded(losses.LeJEPALoss(), *z),
+    peers={"lightly": Peer(lambda case, *z: _seeded(peer_class("lightly.loss:LeJEPALoss"), *z), copies=400.0)},
+    # All views on 1,024 directions, and back. Beside that: a sine and a cosine for each of these numbers, and 4
+    # operations of it for each of the 16 further knots, forward and backward.
+    gemms=lambda case: (2 if case.backward else 1) * (LOCAL + GLOBAL) * VECTORS / min(case.rows, case.dim),
+    keys="columns",
+    views=LOCAL + GLOBAL,
+    copies=400.0,
+    family="covariance",
+)
+
 # What the kernels are built to be good at, and how good they are to be on two cores with AVX-512.
 CASES = (
     Case(VICREG, 256, 8192, targets={"lightly": 150, "gram": 1.3}, target_mb=64),
@@ -156,6 +189,7 @@ CASES = (
     Case(VICREG, 4096, 8192, only_ours=True),
     Case(BARLOW_TWINS, 256, 8192, targets={"lightly": 50}, target_mb=64),
     Case(BARLOW_TWINS, 2048, 2048, targets={"lightly": 1.0, "bare": 1 / 1.25}),
+    Case(LEJEPA, 1024, 512, targets={"lightly": 12}, target_mb=128),
     Case(TICO, 2048, 256),
     Case(W_MSE, 2048, 128),
 )

@@ -160,5 +160,15 @@ COVARIANCE = {
     "cross_correlation by columns": covariance("cross_correlation", (1e-5, True), 9, dim=5, outputs=2),
     "cross_correlation of one view": covariance("cross_correlation", (1e-5, True), 9, two=False, outputs=2),
     "decorrelation": Call("decorrelation", lambda dtype: views(9, dtype)[:1], ()),
+    "characteristic": Call(
+        "characteristic",
+        lambda dtype: [rows(8, dtype).view(2, 4, 6)],
+        (0.7, 5),
+        (0,),
+        0,
+        "characteristic_backward",
+        (0, 1),
+    ),
+    "spread": Call("spread", lambda dtype: [rows(12, dtype).view(4, 3, 6)], (2,), (0,), 0, "spread_backward"),
 }
 CALLS = {**SIMILARITY, **COVARIANCE}

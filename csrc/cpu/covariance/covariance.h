@@ -5,6 +5,8 @@
 //   auto.cpp           every view with itself: VICReg
 //   cross.cpp          two views whose columns are normalised: Barlow Twins
 //   decorrelation.cpp  what is watched while training
+//   characteristic.cpp columns' characteristic functions: SIGReg
+//   spread.cpp         views around the mean of some: LeJEPA
 #pragma once
 
 #include "../families.h"
@@ -17,5 +19,9 @@ void auto_covariance_backward(const AutoCovarianceBackward& args);
 void cross_correlation(const CrossCorrelation& args);
 void cross_correlation_backward(const CrossCorrelationBackward& args);
 void decorrelation(const Decorrelation& args);
+void characteristic(const Characteristic& args);
+void characteristic_backward(const CharacteristicBackward& args);
+void spread(const Spread& args);
+void spread_backward(const SpreadBackward& args);
 
 }  // namespace pyssl::PYSSL_ISA

@@ -19,6 +19,15 @@ from triton.compiler import ASTSource
 
 from pyssl_fast.kernels.reference.similarity import COLUMNS, NEGATIVES, ROWS, SAME
 from pyssl_fast.kernels.triton import configs
+from pyssl_fast.kernels.triton.covariance.characteristic import (
+    SIZES,
+    differentiate_waves,
+    gradient_constants,
+    sum_constants,
+    sum_waves,
+)
+from pyssl_fast.kernels.triton.covariance.spread import SIZES as SPREAD_SIZES
+from pyssl_fast.kernels.triton.covariance.spread import differentiate_spread, sum_spread
 from pyssl_fast.kernels.triton.similarity import chunked, chunked_kernels, rows, streamed, tiles
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -260,7 +269,28 @@ def chunk_jobs() -> Iterator[Job]:
         yield _chunk_job("triplets' weights", kernels.row_triplets, {**flags, "loss": None, "number": None})
 
 
-GROUPS = {"tiles": tile_jobs, "rows": lambda _: row_jobs(), "chunks": lambda _: chunk_jobs()}
+def wave_jobs() -> Iterator[Job]:
+    """Every kernel of LeJEPA: characteristic functions, and views around the mean of some."""
+    known = {"windows": "*i64", "partial": "*fp64", "weights": "*fp32", "step": "fp32", "grad_distance": "*fp64"}
+    for element in ("*fp32", "*bf16", "*fp16"):
+        for kernel, constants in (
+            (sum_waves, sum_constants(configs.WAVES)),
+            (differentiate_waves, gradient_constants(configs.WAVES)),
+            (sum_spread, {"BLOCK": configs.ROW.block}),
+            (differentiate_spread, {"BLOCK": configs.ROW.block}),
+        ):
+            own = {**dict.fromkeys((*SIZES, *SPREAD_SIZES), "i32"), "x": element, "grad": element, **known}
+            own["partial"] = "*fp32" if kernel is sum_spread else own["partial"]
+            types = {name: own[name] for name in kernel.arg_names if name not in constants}
+            yield Job(kernel.fn.__name__, kernel, element[1:], constants, configs.WAVES.warps, types=types)
+
+
+GROUPS = {
+    "waves": lambda _: wave_jobs(),
+    "tiles": tile_jobs,
+    "rows": lambda _: row_jobs(),
+    "chunks": lambda _: chunk_jobs(),
+}
 
 
 def builds(architecture: int, group: str, wanted: Callable[[Job], bool] = lambda job: True) -> Iterator[Build]:

@@ -97,7 +97,28 @@ class Chunks:
     warps: int = 8
 
 
-ROW, CHUNKS = Row(), Chunks()
+@dataclasses.dataclass(frozen=True)
+class Waves:
+    """The shape of characteristic functions' kernels; all but parts and warps are powers of two.
+
+    Args:
+        block_k, block_m: frequencies and columns that a forward program sums up, a row at a time, in registers.
+        chunk: rows summed in float32 before they go into float64 sums.
+        rows: of a program, at the least, and parts: of the rows, at the most. Each part has sums of its own.
+        block_n: rows of a backward program, with block_m columns.
+        warps: of either.
+    """
+
+    block_k: int = 16
+    block_m: int = 64
+    chunk: int = 16
+    rows: int = 64
+    parts: int = 8
+    block_n: int = 16
+    warps: int = 4
+
+
+ROW, CHUNKS, WAVES = Row(), Chunks(), Waves()
 
 
 def _gradient(*shape: int, one_chunk: bool = False) -> Tile:
@@ -348,7 +369,7 @@ _forced: dict[type, Any] = {}
 
 
 @contextlib.contextmanager
-def force(*shapes: Tile | Row | Chunks) -> Iterator[None]:
+def force(*shapes: Tile | Row | Chunks | Waves) -> Iterator[None]:
     """Run every kernel inside the block with these shapes: small ones, where kernels are interpreted."""
     global _forced
     before, _forced = _forced, {**_forced, **{type(shape): shape for shape in shapes}}
@@ -441,6 +462,12 @@ def row() -> Row:
 def chunks() -> Chunks:
     """The chunked form's sizes."""
     shape: Chunks = _forced.get(Chunks, CHUNKS)
+    return shape
+
+
+def waves() -> Waves:
+    """The shape of characteristic functions' kernels."""
+    shape: Waves = _forced.get(Waves, WAVES)
     return shape
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyssl_fast.functional import barlow_twins, tico, vibcreg, vicreg, w_mse, whiten
+from pyssl_fast.functional import barlow_twins, lejepa, sigreg, tico, vibcreg, vicreg, w_mse, whiten
 from tests.functional.similarity.peers import rows
 
 BACKENDS = ["reference", "cpu"]
@@ -45,6 +45,8 @@ def second_moment(z: Tensor) -> Tensor:
     return (torch.eye(z.shape[1]) + 0.5).to(torch.promote_types(z.dtype, torch.float32)) / z.shape[1]
 
 
+DIRECTIONS = torch.nn.functional.normalize(rows(5, 20), dim=0)  # [D, M]
+
 LOSSES = {
     "vicreg": Loss(vicreg),
     "vicreg wide": Loss(lambda a, b: vicreg(a, b, 1.0, 2.0, 3.0, variance="sum"), shape=(40,)),
@@ -58,4 +60,6 @@ LOSSES = {
     "tico wide": Loss(lambda a, b: tico(a, b, second_moment(a), 0.5, 3.0)[0], shape=(40,), fused=False, constant=True),
     "w_mse": Loss(lambda a, b: w_mse(torch.cat((a, b)), w_size=a.shape[0])),
     "whiten": Loss(lambda a: torch.cat([part.flatten() for part in whiten(a[None], 0.1)]).sin().sum(), 1),
+    "sigreg": Loss(lambda z: sigreg(z, DIRECTIONS, knots=6, t_max=4.0), 1, shape=(3, 5)),
+    "lejepa": Loss(lambda a, b: lejepa(a.movedim(1, 0), b.movedim(1, 0), DIRECTIONS, lambda_param=0.4), shape=(2, 5)),
 }
