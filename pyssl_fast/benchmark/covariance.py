@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyssl_fast import functional, losses
 from pyssl_fast.benchmark.cases import Call, Case, Peer, System
-from pyssl_fast.benchmark.inputs import peer_class, two_views
+from pyssl_fast.benchmark.inputs import leaf, peer_class, two_views
 
 # ---- peers ---------------------------------------------------------------------------------------------------------
 
@@ -149,6 +149,44 @@ W_MSE = System(
     family="covariance",
 )
 
+
+def _with_directions(case: Case, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """z: [M, D]; directions: [D, N] of length 1."""
+    z = torch.randn(case.rows, case.dim, generator=generator)
+    directions = F.normalize(torch.randn(case.dim, case.columns, generator=generator), dim=0)
+    return leaf(z, case), directions.to(case.device)
+
+
+def _lightly_sigreg(case: Case, z: Tensor, directions: Tensor) -> Call:
+    loss = peer_class("lightly.loss.lejepa_loss:SIGReg")
+    loss._generate_unit_vectors = lambda device, dtype, dim: directions.to(dtype)
+    return partial(loss.to(case.device), z)
+
+
+def _projections(case: Case, z: Tensor, directions: Tensor) -> Call:
+    """The matrix products alone."""
+    z, directions = z.detach(), directions.to(z.dtype)
+
+    def call() -> None:
+        p = z @ directions  # [M, N]; stands for ∂P too
+        if case.backward:
+            p @ directions.T  # [M, D]
+
+    return call
+
+
+SIGREG = System(
+    "sigreg",
+    "SIGReg",
+    inputs=_with_directions,
+    ours=lambda case, z, directions: lambda: functional.sigreg(z, directions),
+    peers={"lightly": Peer(_lightly_sigreg, copies=85.0), "bare": Peer(_projections, copies=1.0)},
+    gemms=lambda case: 2.0 if case.backward else 1.0,
+    keys="bank",
+    copies=48.0,
+    family="covariance",
+)
+
 # What the kernels are built to be good at, and how good they are to be on two cores with AVX-512.
 CASES = (
     Case(VICREG, 256, 8192, targets={"lightly": 150, "gram": 1.3}, target_mb=64),
@@ -158,4 +196,5 @@ CASES = (
     Case(BARLOW_TWINS, 2048, 2048, targets={"lightly": 1.0, "bare": 1 / 1.25}),
     Case(TICO, 2048, 256),
     Case(W_MSE, 2048, 128),
+    Case(SIGREG, 1024, 512, 1024, targets={"lightly": 12}),
 )
