@@ -170,8 +170,8 @@ struct Decorrelation {
 };
 
 struct Characteristic {
-  Views views;            // one, of groups as positions
-  double step;            // of the frequencies, k·step with k = 1 … count
+  Views views;  // one, of groups as positions
+  double step;  // of the frequencies, k·step with k = 1 … count
   int64_t count;
   double *cosine, *sine;  // [groups, count, dim]
 };

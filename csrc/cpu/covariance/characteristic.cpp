@@ -1,13 +1,14 @@
 // Empirical characteristic functions of columns: means of cos(k·step·x) and sin(k·step·x) over the samples, k = 1 … count.
 // SIGReg.
 //
-// Nothing of samples × columns × frequencies is held. A value costs one sine and cosine; what further frequencies need
-// comes from cos(kθ + θ) = 2·cos θ·cos kθ − cos(kθ − θ), one multiply-subtract for each of both. Backward, the gradient is
-// the real part of Σ_k (a_k + i·b_k)·e^(ikθ), by Horner's rule.
+// Nothing of samples × columns × frequencies is held. A value costs one sine and cosine, about 35 operations on vectors of
+// doubles; a further frequency costs 4, forward by cos(kθ + θ) = 2·cos θ·cos kθ − cos(kθ − θ), likewise for the sine, and
+// a sum of each, backward by Clenshaw's recurrence for Σ_k a_k·cos kθ − b_k·sin kθ. Bytes: x read twice, its gradient
+// written. For 2,048 × 1,024 values and 16 frequencies on one thread of AVX-512: 5.6 ms forward, 7.4 backward, where the
+// multiply-adds alone, one a cycle on that machine, take 4.6 either way.
 //
-// All of it in double: the three-term recurrence multiplies a rounding by up to k² (k where θ is no multiple of π), which
-// with 17 floats would be 3e-5 and with 4,096 doubles is 2e-9. Operations on vectors of doubles per value, forward and
-// backward, count them as one where they fuse: 29 + 4·count and 29 + 4·count. Bytes: x read twice, its gradient written.
+// All of it in double: three terms multiply a rounding by up to k² (k where θ is no multiple of π). Measured at worst, with
+// 16 frequencies 1e-5 in float and 2e-14 in double, with 2,000 0.1 and 3e-10. So sums need no care either.
 #include <vector>
 
 #include "../simd/trigonometry.h"
@@ -20,7 +21,7 @@ namespace {
 
 constexpr int64_t kColumns = 64;  // of a block; 16 frequencies of them are 16 KB of sums
 constexpr int64_t kVectorsOf = kColumns / kWide;
-// Rows worked on at once, to hide the recurrence's latency: five (backward six) vectors of each stay in registers.
+// Rows worked on at once, to hide the recurrence's latency: five (backward seven) vectors of each stay in registers.
 constexpr int kAbreast = kLanes == 16 ? 4 : 2;
 
 // The blocks of columns of all groups, and the parts that their samples are dealt out in: only the shape decides.
