@@ -320,6 +320,23 @@ NEIGHBOURS: dict[int, dict[str, dict[int, Tile]]] = {
         "half": {128: Tile(64, 64, 128, 8, 2, one_chunk=True), ANY: Tile(64, 64, 64, 8, 2)},  # 128, 128
     },
 }
+# The covariance family: square tiles of K×K matrices, and tiles of their product with A [N, D]. 16-bit inputs run in
+# tf32, since what is left of them without their means has float32's digits. programs: the contraction is split among
+# programs until there are this many.
+MATRICES: dict[int, dict[str, Tile]] = {
+    80: {"tf32x3": Tile(64, 64, 32, 8, 2), "tf32": Tile(64, 64, 32, 4, 3)},
+    90: {"tf32x3": Tile(64, 64, 32, 8, 2), "tf32": Tile(128, 128, 32, 8, 3)},
+    100: {"tf32x3": Tile(128, 128, 32, 8, 2), "tf32": Tile(128, 128, 32, 8, 3)},
+    120: {"tf32x3": Tile(64, 64, 32, 8, 2), "tf32": Tile(64, 64, 32, 4, 3)},
+}
+PRODUCTS: dict[int, dict[str, Tile]] = {
+    80: {"tf32x3": Tile(64, 64, 32, 8, 2), "tf32": Tile(64, 64, 32, 4, 3)},
+    90: {"tf32x3": Tile(64, 64, 32, 8, 2), "tf32": Tile(128, 128, 32, 8, 3)},
+    100: {"tf32x3": Tile(128, 128, 32, 8, 2), "tf32": Tile(128, 128, 32, 8, 3)},
+    120: {"tf32x3": Tile(64, 64, 32, 8, 2), "tf32": Tile(64, 64, 32, 4, 3)},
+}
+EXACT = Tile(32, 32, 16, 4, 2)  # the same two in float64, on every architecture
+
 NEIGHBOURS_AT_MOST = 8  # of a row, in registers
 
 # The largest D that runs streamed; beyond, the library's products on chunks of S win. By count, none could be timed:
@@ -418,6 +435,34 @@ def sigmoid(q: Tensor) -> Tile:
 def neighbours(q: Tensor) -> Tile:
     """neighbours' shape for q [M, D]."""
     return _choose(NEIGHBOURS, q)
+
+
+def _of_matrices(table: dict[int, dict[str, Tile]], x: Tensor) -> Tile:
+    if Tile in _forced:
+        forced: Tile = _forced[Tile]
+        return forced
+    return table[_architecture(x)][matrix_precision(x.dtype)]
+
+
+def matrix_precision(dtype: torch.dtype) -> str:
+    """The precision of the covariance family's products."""
+    return kind(dtype) if dtype == torch.float32 else "tf32"
+
+
+def matrices(x: Tensor) -> Tile:
+    """The shape of the covariance family's matrices, of x [N, …, D]."""
+    return _of_matrices(MATRICES, x)
+
+
+def products(x: Tensor) -> Tile:
+    """The shape of these matrices' products with A, of x [N, …, D]."""
+    return _of_matrices(PRODUCTS, x)
+
+
+def exact() -> Tile:
+    """The shape of either in float64."""
+    shape: Tile = _forced.get(Tile, EXACT)
+    return shape
 
 
 def streamed(q: Tensor, accumulates: bool) -> bool:
