@@ -52,11 +52,12 @@ from pyssl_fast.ops.covariance import cross_shapes, gram_shapes, row_side
 
 CHAIN = 8  # steps of the contraction that the matrix units add up; only for tf32x3, whose results must be as exact
 COLUMN_PROGRAMS = 512
+MERGE_WARPS = 8
 REDUCE = 1024  # of columns or tiles at a time where one program has all
 
 
 def constants(tile: Tile, precision: str) -> dict[str, Any]:
-    """What says how a product is computed; precision None: in float64."""
+    """What says how a product is computed; precision "ieee": in float64."""
     chain = CHAIN * tile.block_k if precision == "tf32x3" else 0
     return {"PRECISION": precision, "CHAIN": chain, "BLOCK_K": tile.block_k}
 
@@ -171,7 +172,7 @@ def _matrices(
     totals = torch.empty(1 if pair else grams, tiles, dtype=torch.float64, device=x.device)
     kernels.merge_matrices[(tiles, totals.shape[0])](
         parts, gram, exact, totals, side, blocks, splits, grams, tiles,
-        **shared, PAIR=pair, KEEP=keep, BLOCK=block, num_warps=8,
+        **shared, PAIR=pair, KEEP=keep, BLOCK=block, num_warps=MERGE_WARPS,
     )  # fmt: skip
     return totals, tiles
 

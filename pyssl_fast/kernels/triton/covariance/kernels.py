@@ -252,12 +252,8 @@ def _accumulate(
     for k in range(start, stop, BLOCK_K):
         at = k + tl.arange(0, BLOCK_K)
         if ROWS:
-            left = _load_columns(
-                x, x_centre, x_weight, i, at, samples, dim, row_stride, WEIGHTED, DOUBLE, ROUND
-            )
-            right = _load_columns(
-                y, y_centre, y_weight, j, at, samples, dim, row_stride, WEIGHTED, DOUBLE, ROUND
-            )
+            left = _load_columns(x, x_centre, x_weight, i, at, samples, dim, row_stride, WEIGHTED, DOUBLE, ROUND)
+            right = _load_columns(y, y_centre, y_weight, j, at, samples, dim, row_stride, WEIGHTED, DOUBLE, ROUND)
             acc = _dot(left, tl.trans(right), acc, DOUBLE, PRECISION)
         else:
             n = at.to(tl.int64)
@@ -356,7 +352,9 @@ def multiply_self(
     j = tile_j * BLOCK + tl.arange(0, BLOCK)
     at = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + z
     parts += at * side * side
-    tl.store(parts + (i.to(tl.int64)[:, None] * side + j[None, :]), tile, mask=(i < side)[:, None] & (j < side)[None, :])
+    tl.store(
+        parts + (i.to(tl.int64)[:, None] * side + j[None, :]), tile, mask=(i < side)[:, None] & (j < side)[None, :]
+    )
 
 
 @triton.jit
@@ -647,7 +645,7 @@ def auto_gradient(
         difference = tl.load(x + at, mask=inside, other=0.0).to(a.dtype)
         difference -= tl.load(other + at, mask=inside, other=0.0).to(a.dtype)
         out += (2 * tl.load(grad_distance)).to(a.dtype) * difference
-    tl.store(grad_x + ((n[:, None] * positions + e) * dim + d[None, :]), out, mask=inside)
+    tl.store(grad_x + ((n[:, None] * positions + e) * dim + d[None, :]), out.to(tl.float32), mask=inside)
 
 
 @kernel
