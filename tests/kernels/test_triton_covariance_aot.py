@@ -15,7 +15,7 @@ import torch
 
 from pyssl_fast.kernels.triton import aot, configs, covariance
 from pyssl_fast.ops.covariance import cross_shapes, gram_shapes
-from tests.kernels.test_triton_aot import Launches, differences
+from tests.kernels.test_triton_aot import Launches, _Largest, differences
 
 each_architecture = pytest.mark.parametrize("architecture", configs.ARCHITECTURES, ids="sm_{}".format)
 
@@ -32,6 +32,8 @@ ELSEWHERE = {
 
 
 def _is_compiled(architecture: int, job: aot.Job) -> bool:
+    if job.precision.startswith("float64 of"):
+        return False  # their loads alone differ
     if job.precision == "fp16":
         return architecture == ALL and job.label in ("AᵀA", "gradient, rows")
     return architecture == ALL or job.label in ELSEWHERE[job.precision]
@@ -103,7 +105,14 @@ def test_a_launch_runs_what_was_inspected(samples: int, dim: int, dtype: torch.d
     kept = torch.zeros(gram), torch.zeros(exact, dtype=torch.bool)
     covariance.auto_covariance(x, y, True)
     covariance.auto_covariance_backward(
-        torch.zeros(2, 3, dim, **double), torch.zeros(2, 3, **double), torch.zeros((), **double), x, y, *kept, True, True
+        torch.zeros(2, 3, dim, **double),
+        torch.zeros(2, 3, **double),
+        torch.zeros((), **double),
+        x,
+        y,
+        *kept,
+        True,
+        True,
     )
     x, y = x[:, 0].contiguous(), y[:, 0].contiguous()
     gram, exact = cross_shapes(x, y)
@@ -120,12 +129,9 @@ def test_a_launch_runs_what_was_inspected(samples: int, dim: int, dtype: torch.d
             assert [] in found, f"{name}: {min(found, key=len)}"
 
 
-def test_scratch_is_of_the_inputs_size(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.kernels.test_triton_aot import _Largest
-
+def test_scratch_is_of_the_inputs_size(launches: Launches) -> None:
     for samples, dim in ((256, 8192), (8192, 256), (1024, 1024), (64, 65536)):
         x, y = torch.zeros(2, samples, 1, dim)
-        gram, exact = gram_shapes(x, y)
         with _Largest() as largest:
             covariance.auto_covariance(x, y, True)
             covariance.cross_correlation(x[:, 0], y[:, 0], 1e-5, True)

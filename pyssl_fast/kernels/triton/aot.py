@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import multiprocessing
 import re
 import subprocess
@@ -291,33 +292,37 @@ def _covariance_job(
 def covariance_jobs(architecture: int) -> Iterator[Job]:
     """The covariance family's products in every precision and in float64, with two views where both are possible."""
     kernels = of_covariance
-    for precision in (*configs.KINDS, "float64"):
-        double = precision == "float64"
-        element = "tf32x3" if double else precision
+    for precision in (*configs.KINDS, "float64", "float64 of bf16", "float64 of fp16"):
+        double = precision.startswith("float64")
+        element = "tf32x3" if precision == "float64" else precision.rpartition(" ")[2]
         dots = "ieee" if double else "tf32x3" if precision == "tf32x3" else "tf32"
         known = {} if double else {"exact": None}
-        tile = configs.EXACT if double else configs.MATRICES[architecture][dots]
-        own = {"BLOCK": tile.block_m, **covariance.constants(tile, dots)}
         for label, flags in (
             ("AAᵀ", {"ROWS": True, "TRIANGLE": True, "WEIGHTED": False}),
             ("AᵀA", {"ROWS": False, "TRIANGLE": True, "WEIGHTED": False}),
             ("AAᵀ, weighted", {"ROWS": True, "TRIANGLE": True, "WEIGHTED": True}),
             ("AᵀB, weighted", {"ROWS": False, "TRIANGLE": False, "WEIGHTED": True}),
         ):
+            table = configs.WEIGHTED_MATRICES if flags["WEIGHTED"] else configs.MATRICES
+            tile = configs.EXACT if double else table[architecture][dots]
+            own = {"BLOCK": tile.block_m, **covariance.constants(tile, dots)}
             constants = {**known, **own, **flags, "COMMON": flags["WEIGHTED"], "DOUBLE": double}
             yield _covariance_job(label, kernels.multiply_self, element, precision, constants, tile.warps, tile)
         if not double:
             yield _covariance_job("correlations", kernels.sum_correlations, element, precision, own, tile.warps, tile)
         products = configs.PRODUCTS[architecture]
         tile = configs.EXACT if double else products[dots]
-        for label, kernel in (("gradient", kernels.auto_gradient), ("gradient of two", kernels.cross_gradient)):
-            if double and kernel is kernels.cross_gradient:
-                tile = dataclasses.replace(tile, block_m=max(shape.block_m for shape in products.values()))
-            own = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, **covariance.constants(tile, dots)}
-            for rows_ in (True, False):
+        # What is summed over its row blocks is of one height, whoever does it.
+        heights = sorted({shape.block_m for shape in products.values()}) if double else [tile.block_m]
+        for label, kernel, tiles_ in (
+            ("gradient", kernels.auto_gradient, [tile]),
+            ("gradient of two", kernels.cross_gradient, [dataclasses.replace(tile, block_m=m) for m in heights]),
+        ):
+            for shape, rows_ in itertools.product(tiles_, (True, False)):
+                own = {"BLOCK_M": shape.block_m, "BLOCK_N": shape.block_n, **covariance.constants(shape, dots)}
                 yield _covariance_job(
                     f"{label}, {'rows' if rows_ else 'columns'}", kernel, element, precision,
-                    {**own, "ROWS": rows_, "DOUBLE": double}, tile.warps, tile,
+                    {**own, "ROWS": rows_, "DOUBLE": double}, shape.warps, shape,
                 )  # fmt: skip
 
 
@@ -335,17 +340,24 @@ def covariance_row_jobs() -> Iterator[Job]:
         yield _covariance_job("normalised gradient", kernels.normalise_gradient, precision, "", tall, row.warps)
     for double in (False, True):
         known = {} if double else {"exact": None}
-        for triangle, rows_, pair in ((True, True, False), (True, True, True), (True, False, False),
-                                      (False, False, False)):  # fmt: skip
+        for triangle, rows_, pair, keep in (
+            (True, True, False, True),
+            (True, True, False, False),
+            (True, True, True, True),
+            (True, True, True, False),
+            (True, False, False, True),
+            (True, False, False, False),
+            (False, False, False, True),
+            (False, False, False, False),
+        ):
             weighted = pair or not triangle
-            flags = {"ROWS": rows_, "TRIANGLE": triangle, "PAIR": pair, "COMMON": weighted, "KEEP": True}
-            block = 32 if double else 64
-            yield _covariance_job(
-                "matrices", kernels.merge_matrices, "tf32x3", "", {**known, **flags, "DOUBLE": double, "BLOCK": block},
-                covariance.MERGE_WARPS,
-            )  # fmt: skip
-        for cross in (False, True):
-            flags = {"ROWS": True, "CROSS": cross, "DOUBLE": double, "BLOCK": covariance.REDUCE}
+            constants = {
+                **known, "ROWS": rows_, "TRIANGLE": triangle, "PAIR": pair, "COMMON": weighted, "KEEP": keep,
+                "DOUBLE": double, "BLOCK": 32 if double else 64,
+            }  # fmt: skip
+            yield _covariance_job("matrices", kernels.merge_matrices, "tf32x3", "", constants, covariance.MERGE_WARPS)
+        for rows_, cross in itertools.product((True, False), repeat=2):
+            flags = {"ROWS": rows_, "CROSS": cross, "DOUBLE": double, "BLOCK": covariance.REDUCE}
             yield _covariance_job("totals", kernels.finish_totals, "tf32x3", "", flags, 4)
 
 

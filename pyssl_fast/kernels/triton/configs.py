@@ -326,7 +326,7 @@ NEIGHBOURS: dict[int, dict[str, dict[int, Tile]]] = {
 MATRICES: dict[int, dict[str, Tile]] = {
     80: {
         "tf32x3": Tile(64, 64, 32, 8, 2),  # 230; 128×128 spills 500 bytes, a third stage 8
-        "tf32": Tile(128, 128, 32, 8, 3),  # 182
+        "tf32": Tile(128, 128, 16, 8, 3),  # 178; 32 of the contraction at a time spill 16 bytes
     },
     90: {
         "tf32x3": Tile(64, 64, 32, 4, 3),  # 198; 128×128 spills 56 bytes
@@ -337,10 +337,12 @@ MATRICES: dict[int, dict[str, Tile]] = {
         "tf32": Tile(128, 128, 32, 8, 3),  # 128
     },
     120: {
-        "tf32x3": Tile(64, 64, 32, 8, 2),  # 172
-        "tf32": Tile(128, 128, 32, 8, 2),  # 174
+        "tf32x3": Tile(64, 64, 16, 8, 3),  # 174; 32 of the contraction at a time spill 24 bytes, as they do in tf32
+        "tf32": Tile(128, 128, 16, 8, 3),  # 174
     },
 }
+# The same where columns are weighted: what a row's weights take spills 288 bytes there.
+WEIGHTED_MATRICES = {**MATRICES, 100: {**MATRICES[100], "tf32x3": Tile(64, 64, 32, 8, 2)}}  # 155
 PRODUCTS: dict[int, dict[str, Tile]] = {
     80: {
         "tf32x3": Tile(64, 64, 16, 8, 3),  # 174; 32 of the contraction at a time spill 8 bytes
@@ -473,9 +475,9 @@ def matrix_precision(dtype: torch.dtype) -> str:
     return kind(dtype) if dtype == torch.float32 else "tf32"
 
 
-def matrices(x: Tensor) -> Tile:
+def matrices(x: Tensor, weighted: bool) -> Tile:
     """The shape of the covariance family's matrices, of x [N, …, D]."""
-    return _of_matrices(MATRICES, x)
+    return _of_matrices(WEIGHTED_MATRICES if weighted else MATRICES, x)
 
 
 def products(x: Tensor) -> Tile:

@@ -53,7 +53,7 @@ from pyssl_fast.ops.covariance import cross_shapes, gram_shapes, row_side
 CHAIN = 8  # steps of the contraction that the matrix units add up; only for tf32x3, whose results must be as exact
 COLUMN_PROGRAMS = 512
 MERGE_WARPS = 8
-REDUCE = 1024  # of columns or tiles at a time where one program has all
+REDUCE = 512  # of columns or tiles at a time where one program has all
 
 
 def constants(tile: Tile, precision: str) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _matrices(
     grams, side, rows = gram.shape[0], gram.shape[1], columns.rows
     triangle = rows or not columns.weighted or columns.y is None
     length = dim if rows else samples
-    tile = configs.exact() if double else configs.matrices(x)
+    tile = configs.exact() if double else configs.matrices(x, columns.weighted)
     blocks, tiles = _tiles(side, tile.block_m, triangle)
     splits = 1 if double else max(1, min(tile.programs // (tiles * grams), length // side))
     step = tile.block_k
@@ -320,7 +320,7 @@ def decorrelation(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _matrices(columns, gram, None, False, True)
         if not columns.rows:
             gram[0].diagonal().copy_(columns.square[0, 0])
-        tile = configs.matrices(x)
+        tile = configs.matrices(x, True)
         blocks, tiles = _tiles(dim, tile.block_m, True)
         totals = torch.empty(tiles, dtype=torch.float64, device=x.device)
         kernels.sum_correlations[(tiles,)](
