@@ -13,8 +13,7 @@ always and return at once.
                             operations of each view             bytes
     auto_covariance         K²·L                                x twice, K² of float32 twice
     … backward              2·K²·L                              x three times, the gradient once, K² once
-    cross_correlation       K²·L by rows, 2·K²·L / 2 views      x twice, K² twice
-                            by columns
+    cross_correlation       K²·L                                x twice, K² twice
     … backward              2·K²·L                              x four times, P [N, D] of float32 and the gradient
     decorrelation           K²·L (float64), D²·N                x four times
 
@@ -27,11 +26,10 @@ not measured**:
 
     N × D                   float32 "highest"       "high", bf16, fp16
                             A100   H100   B200      A100   H100   B200
-    VICReg 256 × 8,192      0.06m  0.03m  0.01m     0.06m  0.03m  0.01m
+    256 × 8,192             0.06m  0.03m  0.01m     0.06m  0.03m  0.01m
+    1,024 × 8,192           0.99   0.31   0.14      0.33   0.12m  0.05m
     2,048 × 8,192           3.96   1.25   0.56      1.32   0.42   0.19
     8,192 × 2,048           3.96   1.25   0.56      1.32   0.42   0.19
-    Barlow Twins, 7·K²·L (3 products and a half by rows, 3 by columns):
-    1,024 × 8,192           1.16   0.36   0.16      0.39   0.12   0.05
 
     with 156 / 495 / 1,100 TFLOP/s for tf32 and 1.55 / 3.35 / 8 TB/s.
 """
@@ -75,7 +73,8 @@ def _tiles(side: int, block: int, triangle: bool) -> tuple[int, int]:
 
 def _in_rows(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """[N, E, D] both, with one set of strides, of which the last is 1; copies where they are not so."""
-    x, y = (v if v is None or v.dim() == 3 else v[:, None] for v in (x, y))
+    if x.dim() == 2:
+        x, y = x[:, None], None if y is None else y[:, None]
     strides = {v.stride() for v in (x, y) if v is not None}
     if len(strides) > 1 or (x.stride(2) != 1 and x.shape[2] > 1):
         return x.contiguous(), None if y is None else y.contiguous()
@@ -118,7 +117,7 @@ def _columns(x: Tensor, y: Tensor | None, eps: float | None) -> Columns:
     splits = max(1, min(COLUMN_PROGRAMS // (blocks * positions), samples // 32))
     rows = triton.cdiv(triton.cdiv(samples, splits), row.block_r) * row.block_r
     splits = triton.cdiv(samples, rows)
-    double = {"dtype": torch.float64, "device": x.device}
+    double: dict[str, Any] = {"dtype": torch.float64, "device": x.device}
     parts = torch.empty(splits, 5, positions, dim, **double)
     kernels.sum_columns[(blocks, splits, positions)](
         x, y, parts, samples, positions, dim, x.stride(0), x.stride(1), rows,

@@ -15,7 +15,7 @@ kernel = triton.jit(
     do_not_specialize=["samples", "positions", "views", "rows", "blocks", "depth", "splits", "grams", "tiles", "first"]
 )
 
-# ---- A, from x --------------------------------------------------------------------------------------------------------
+# ---- A, from x -------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def _dot(a, b, acc, DOUBLE: tl.constexpr, PRECISION: tl.constexpr):
         return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
-# ---- columns ----------------------------------------------------------------------------------------------------------
+# ---- columns ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -227,7 +227,7 @@ def finish_columns(
         tl.store(both + e * dim + d, total, mask=is_column)
 
 
-# ---- matrices ---------------------------------------------------------------------------------------------------------
+# ---- matrices --------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -319,10 +319,9 @@ def multiply_self(
     BLOCK_K: tl.constexpr,
 ):
     z = tl.program_id(2).to(tl.int64)
-    if DOUBLE:
-        if exact is not None:
-            if tl.load(exact if COMMON else exact + z) == 0:
-                return
+    if DOUBLE and exact is not None:  # noqa: SIM102  # what is compiled, then what is run
+        if tl.load(exact if COMMON else exact + z) == 0:
+            return
     plane = positions.to(tl.int64) * dim
     e = z
     if y is not None:
@@ -391,10 +390,9 @@ def merge_matrices(
     BLOCK: tl.constexpr,
 ):
     z = tl.program_id(1).to(tl.int64)
-    if DOUBLE:
-        if exact is not None:
-            if tl.load(exact if COMMON else exact + z) == 0:
-                return
+    if DOUBLE and exact is not None:  # noqa: SIM102  # what is compiled, then what is run
+        if tl.load(exact if COMMON else exact + z) == 0:
+            return
     tile_i, tile_j = _tile(tl.program_id(0), blocks, TRIANGLE)
     i = tile_i * BLOCK + tl.arange(0, BLOCK)
     j = tile_j * BLOCK + tl.arange(0, BLOCK)
@@ -413,7 +411,7 @@ def merge_matrices(
         tl.store(gram + at, value, mask=inside)
         if PAIR:
             tl.store(gram + second + at, other, mask=inside)
-        if TRIANGLE:
+        if TRIANGLE:  # noqa: SIM102
             if tile_i != tile_j:
                 inside_mirrored = (j < side)[:, None] & (i < side)[None, :]
                 tl.store(gram + mirrored, tl.trans(value), mask=inside_mirrored)
@@ -457,10 +455,10 @@ def finish_totals(
     DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Where a column dominates, or little is left of T − Δ, float32's digits of T are not of what is left. Where squares
-    leave float32's range products of two of them are nothing or too much."""
+    """Where a column dominates, or little is left of T − Δ, float32's digits of T are not of what is left. Where
+    squares leave float32's range products of two of them are nothing or too much."""
     z = tl.program_id(0).to(tl.int64)
-    if DOUBLE:
+    if DOUBLE:  # noqa: SIM102
         if tl.load(exact + z) == 0:
             return
     sums = tl.zeros([BLOCK], tl.float64)
@@ -516,7 +514,7 @@ def sum_correlations(
     tl.store(totals + tl.program_id(0), tl.where(tile_i == tile_j, total, 2 * total))
 
 
-# ---- gradients --------------------------------------------------------------------------------------------------------
+# ---- gradients -------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
