@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import multiprocessing
 import re
 import subprocess
@@ -18,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pyssl_fast.kernels.reference.similarity import COLUMNS, NEGATIVES, ROWS, SAME
-from pyssl_fast.kernels.triton import configs
+from pyssl_fast.kernels.triton import configs, covariance
+from pyssl_fast.kernels.triton.covariance import kernels as of_covariance
 from pyssl_fast.kernels.triton.covariance.characteristic import (
     SIZES,
     differentiate_waves,
@@ -37,6 +39,16 @@ _SCALARS = ("power", "steepest")
 _DOUBLES = ("lse", "positive", "grad", "bound", "grad_scale_parts")
 _LONGS = ("row_ids", "column_ids", "best")
 _ALIGNED = ("depth", "padded", "own_padded", "other_padded", "row_stride", "stride")
+_ALIGNED_OF_COVARIANCE = ("dim", "side", "row_stride", "position_stride")
+_OF_COVARIANCE = {
+    "*fp64": (
+        "weight", "square", "both", "diagonal", "totals", "off", "along", "grad_square", "grad_off", "grad_distance",
+        "grad_diagonal",
+    ),
+    "*u8": ("exact",),
+    "*fp32": ("centre", "grad"),
+    "fp32": ("eps",),
+}  # fmt: skip
 _OF_CHUNKS = {
     "*i64": ("row_ids", "column_ids", "ids", "keys", "best"),
     "*fp64": ("total", "loss", "number"),
@@ -53,6 +65,7 @@ MATRIX = {
 MATRIX[120] = MATRIX[80]
 for _names in MATRIX.values():
     _names["tf32"] = _names["tf32x3"]
+FLOAT64 = {80: "DMMA.884", 90: "DMMA", 100: "DMMA"}  # sm_120 has none: multiply and sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +107,7 @@ class Job:
     stages: int = 3
     tile: configs.Tile | None = None
     types: Mapping[str, Any] | None = None  # argument -> Triton's name of its type; None: the streamed form's
+    aligned: tuple[str, ...] = _ALIGNED  # integers that are multiples of 16
 
 
 def source(job: Job) -> ASTSource:
@@ -113,7 +127,7 @@ def source(job: Job) -> ASTSource:
     attributes = {
         (position,): [["tt.divisibility", 16]]
         for position, name in enumerate(names)
-        if signature[name][:1] == "*" or (name in _ALIGNED and name not in constants)
+        if signature[name][:1] == "*" or (name in job.aligned and name not in constants)
     }
     return ASTSource(job.kernel, signature, constants, attributes)
 
@@ -133,7 +147,7 @@ def build(job: Job, architecture: int) -> Build:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing of registers: {usage}")
-    instructions = re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA)([\w.]*)", sass)
+    instructions = re.findall(r"\b(HMMA|DMMA|HGMMA|UTC\w*MMA)([\w.]*)", sass)
     kinds = ".".join(sorted(set(re.findall(r"tcgen05\.mma\S*kind::(\w+)", compiled.asm["ptx"]))))
     matrix = collections.Counter(
         f"{name}.{kinds}" if kinds else name + re.sub(r"^\.\d+x\d+x\d+", "", rest) for name, rest in instructions
@@ -285,11 +299,99 @@ def wave_jobs() -> Iterator[Job]:
             yield Job(kernel.fn.__name__, kernel, element[1:], constants, configs.WAVES.warps, types=types)
 
 
+def _covariance_job(
+    label: str, kernel: Any, of: str, precision: str, constants: dict[str, Any], warps: int,
+    tile: configs.Tile | None = None,
+) -> Job:  # fmt: skip
+    """As launched on x and y [N, E, D] of one of _ELEMENT, every size a multiple of 16."""
+    known = {name: kind for kind, names in _OF_COVARIANCE.items() for name in names}
+    known |= {name: _ELEMENT[of] for name in ("x", "y", "grad_x", "grad_y")}
+    double = constants.get("DOUBLE") or kernel in (of_covariance.sum_columns, of_covariance.finish_columns)
+    known |= {name: "*fp64" if double else "*fp32" for name in ("parts", "gram")}
+    own = {n: known.get(n, "i32") for n in kernel.arg_names if n not in constants and not n.isupper()}
+    stages = tile.stages if tile else 3
+    return Job(label, kernel, precision, constants, warps, stages, tile, own, _ALIGNED_OF_COVARIANCE)
+
+
+def covariance_jobs(architecture: int) -> Iterator[Job]:
+    """The covariance family's products in every precision and in float64, with two views where both are possible."""
+    kernels = of_covariance
+    for precision in (*configs.KINDS, "float64", "float64 of bf16", "float64 of fp16"):
+        double = precision.startswith("float64")
+        element = "tf32x3" if precision == "float64" else precision.rpartition(" ")[2]
+        dots = "ieee" if double else "tf32x3" if precision == "tf32x3" else "tf32"
+        known = {} if double else {"exact": None}
+        for label, flags in (
+            ("AAᵀ", {"ROWS": True, "TRIANGLE": True, "WEIGHTED": False}),
+            ("AᵀA", {"ROWS": False, "TRIANGLE": True, "WEIGHTED": False}),
+            ("AAᵀ, weighted", {"ROWS": True, "TRIANGLE": True, "WEIGHTED": True}),
+            ("AᵀB, weighted", {"ROWS": False, "TRIANGLE": False, "WEIGHTED": True}),
+        ):
+            table = configs.WEIGHTED_MATRICES if flags["WEIGHTED"] else configs.MATRICES
+            tile = configs.EXACT if double else table[architecture][dots]
+            own = {"BLOCK": tile.block_m, **covariance.constants(tile, dots)}
+            constants = {**known, **own, **flags, "COMMON": flags["WEIGHTED"], "DOUBLE": double}
+            yield _covariance_job(label, kernels.multiply_self, element, precision, constants, tile.warps, tile)
+        if not double:
+            yield _covariance_job("correlations", kernels.sum_correlations, element, precision, own, tile.warps, tile)
+        products = configs.PRODUCTS[architecture]
+        tile = configs.EXACT if double else products[dots]
+        # What is summed over its row blocks is of one height, whoever does it.
+        heights = sorted({shape.block_m for shape in products.values()}) if double else [tile.block_m]
+        for label, kernel, tiles_ in (
+            ("gradient", kernels.auto_gradient, [tile]),
+            ("gradient of two", kernels.cross_gradient, [dataclasses.replace(tile, block_m=m) for m in heights]),
+        ):
+            for shape, rows_ in itertools.product(tiles_, (True, False)):
+                own = {"BLOCK_M": shape.block_m, "BLOCK_N": shape.block_n, **covariance.constants(shape, dots)}
+                yield _covariance_job(
+                    f"{label}, {'rows' if rows_ else 'columns'}", kernel, element, precision,
+                    {**own, "ROWS": rows_, "DOUBLE": double}, shape.warps, shape,
+                )  # fmt: skip
+
+
+def covariance_row_jobs() -> Iterator[Job]:
+    """What has no products."""
+    kernels, row = of_covariance, configs.ROW
+    tall = {"BLOCK_R": row.block_r, "BLOCK_D": row.block_d}
+    for precision in ("tf32x3", "bf16", "fp16"):
+        for cross in (True, False):
+            yield _covariance_job(
+                "sums of columns", kernels.sum_columns, precision, "", {**tall, "CROSS": cross}, row.warps
+            )
+            wide = {"BLOCK_D": row.block_d, "CROSS": cross}
+            yield _covariance_job("columns", kernels.finish_columns, precision, "", wide, row.warps)
+        yield _covariance_job("normalised gradient", kernels.normalise_gradient, precision, "", tall, row.warps)
+    for double in (False, True):
+        known = {} if double else {"exact": None}
+        for triangle, rows_, pair, keep in (
+            (True, True, False, True),
+            (True, True, False, False),
+            (True, True, True, True),
+            (True, True, True, False),
+            (True, False, False, True),
+            (True, False, False, False),
+            (False, False, False, True),
+            (False, False, False, False),
+        ):
+            weighted = pair or not triangle
+            constants = {
+                **known, "ROWS": rows_, "TRIANGLE": triangle, "PAIR": pair, "COMMON": weighted, "KEEP": keep,
+                "DOUBLE": double, "BLOCK": 32 if double else 64,
+            }  # fmt: skip
+            yield _covariance_job("matrices", kernels.merge_matrices, "tf32x3", "", constants, covariance.MERGE_WARPS)
+        for rows_, cross in itertools.product((True, False), repeat=2):
+            flags = {"ROWS": rows_, "CROSS": cross, "DOUBLE": double, "BLOCK": covariance.REDUCE}
+            yield _covariance_job("totals", kernels.finish_totals, "tf32x3", "", flags, 4)
+
+
 GROUPS = {
     "waves": lambda _: wave_jobs(),
     "tiles": tile_jobs,
     "rows": lambda _: row_jobs(),
     "chunks": lambda _: chunk_jobs(),
+    "covariance": covariance_jobs,
+    "covariance rows": lambda _: covariance_row_jobs(),
 }
 
 

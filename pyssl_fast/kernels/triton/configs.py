@@ -341,6 +341,49 @@ NEIGHBOURS: dict[int, dict[str, dict[int, Tile]]] = {
         "half": {128: Tile(64, 64, 128, 8, 2, one_chunk=True), ANY: Tile(64, 64, 64, 8, 2)},  # 128, 128
     },
 }
+# The covariance family: square tiles of K×K matrices, whose contraction is split among `programs`, and tiles of their
+# product with A [N, D]. 16-bit inputs run in tf32: what is left of them without their means has float32's digits.
+# Registers are the most of any kernel that a test compiles. tf32x3 holds two sums, the matrix units' and the total's.
+MATRICES: dict[int, dict[str, Tile]] = {
+    80: {
+        "tf32x3": Tile(64, 64, 32, 8, 2),  # 255; 128×128 spills 500 bytes, a third stage 8
+        "tf32": Tile(128, 128, 16, 8, 3),  # 178; 32 of the contraction at a time spill 16 bytes
+    },
+    90: {
+        "tf32x3": Tile(64, 64, 32, 4, 3),  # 255; 128×128 spills 56 bytes
+        "tf32": Tile(128, 128, 32, 8, 3),  # 231
+    },
+    100: {
+        "tf32x3": Tile(128, 128, 32, 8, 2),  # 242
+        "tf32": Tile(128, 128, 32, 8, 3),  # 171
+    },
+    120: {
+        "tf32x3": Tile(64, 64, 16, 8, 3),  # 174; 32 of the contraction at a time spill 24 bytes, as they do in tf32
+        "tf32": Tile(128, 128, 16, 8, 3),  # 174
+    },
+}
+# The same where columns are weighted: what a row's weights take spills 288 bytes there.
+WEIGHTED_MATRICES = {**MATRICES, 100: {**MATRICES[100], "tf32x3": Tile(64, 64, 32, 8, 2)}}  # 155
+PRODUCTS: dict[int, dict[str, Tile]] = {
+    80: {
+        "tf32x3": Tile(64, 64, 16, 8, 3),  # 174; 32 of the contraction at a time spill 8 bytes
+        "tf32": Tile(128, 64, 32, 8, 3),  # 178
+    },
+    90: {
+        "tf32x3": Tile(128, 64, 32, 8, 3),  # 248
+        "tf32": Tile(128, 64, 32, 8, 3),  # 189; 128×128 spills 248 bytes
+    },
+    100: {
+        "tf32x3": Tile(128, 64, 32, 8, 2),  # 246; 128×128 spills 160 bytes
+        "tf32": Tile(128, 64, 32, 8, 3),  # 142; 128×128 spills 72 bytes
+    },
+    120: {
+        "tf32x3": Tile(64, 32, 32, 8, 2),  # 254; 64×64 spills 24 bytes
+        "tf32": Tile(64, 64, 32, 8, 3),  # 142
+    },
+}
+EXACT = Tile(32, 32, 16, 8, 2)  # both in float64, anywhere; with 4 warps it spills 8 bytes on sm_120
+
 NEIGHBOURS_AT_MOST = 8  # of a row, in registers
 
 # The largest D that runs streamed; beyond, the library's products on chunks of S win. By count, none could be timed:
@@ -439,6 +482,34 @@ def sigmoid(q: Tensor) -> Tile:
 def neighbours(q: Tensor) -> Tile:
     """neighbours' shape for q [M, D]."""
     return _choose(NEIGHBOURS, q)
+
+
+def _of_matrices(table: dict[int, dict[str, Tile]], x: Tensor) -> Tile:
+    if Tile in _forced:
+        forced: Tile = _forced[Tile]
+        return forced
+    return table[_architecture(x)][matrix_precision(x.dtype)]
+
+
+def matrix_precision(dtype: torch.dtype) -> str:
+    """The precision of the covariance family's products."""
+    return kind(dtype) if dtype == torch.float32 else "tf32"
+
+
+def matrices(x: Tensor, weighted: bool) -> Tile:
+    """The shape of the covariance family's matrices, of x [N, …, D]."""
+    return _of_matrices(WEIGHTED_MATRICES if weighted else MATRICES, x)
+
+
+def products(x: Tensor) -> Tile:
+    """The shape of these matrices' products with A, of x [N, …, D]."""
+    return _of_matrices(PRODUCTS, x)
+
+
+def exact() -> Tile:
+    """The shape of either in float64."""
+    shape: Tile = _forced.get(Tile, EXACT)
+    return shape
 
 
 def streamed(q: Tensor, accumulates: bool) -> bool:
