@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -45,6 +46,7 @@ def test_a_run_from_end_to_end(data, tmp_path):
     assert outcome.exit_code == 0, outcome.output
     for expected in ("temperature 0.3", "raw pixels", "untrained encoder", "trained encoder", "epoch 2/2", "training "):
         assert expected in outcome.output
+    assert re.search(r"spread \d\.\d\d  rank \d+ of 128  correlation 0\.\d\d\n", outcome.output)
     assert {path.name for path in out.iterdir()} == FILES
     for name in ("loss.png", "embeddings.png"):
         Image.open(out / name).load()
