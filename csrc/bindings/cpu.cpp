@@ -102,6 +102,45 @@ void triplets(const Rows& q, Pointer ids, double margin, bool euclidean, bool se
                            threads});
 }
 
+using Places = std::pair<Rows, int64_t>;  // a view at position 0, and the step to the next position
+
+pyssl::Views views(const Places& x, const Places& y, int64_t positions, int threads) {
+  return {{matrix(x.first), matrix(y.first)}, {x.second, y.second}, positions, threads};
+}
+
+void auto_covariance(const pyssl::Views& views, Pointer square, Pointer off_diagonal, Pointer distance, Pointer gram,
+                     Pointer exact) {
+  py::gil_scoped_release release;
+  pyssl::table().auto_covariance(
+      {views, as<double>(square), as<double>(off_diagonal), as<double>(distance), as<float>(gram), as<bool>(exact)});
+}
+
+void auto_covariance_backward(const pyssl::Views& views, Pointer grad_square, Pointer grad_off_diagonal,
+                              double grad_distance, Pointer gram, Pointer exact, const pyssl::Views& grad) {
+  py::gil_scoped_release release;
+  pyssl::table().auto_covariance_backward({views, as<double>(grad_square), as<double>(grad_off_diagonal), grad_distance,
+                                           as<float>(gram), as<bool>(exact), grad});
+}
+
+void cross_correlation(const pyssl::Views& views, double eps, Pointer diagonal, Pointer off_diagonal, Pointer gram,
+                       Pointer exact) {
+  py::gil_scoped_release release;
+  pyssl::table().cross_correlation(
+      {views, eps, as<double>(diagonal), as<double>(off_diagonal), as<float>(gram), as<bool>(exact)});
+}
+
+void cross_correlation_backward(const pyssl::Views& views, double eps, Pointer grad_diagonal, double grad_off_diagonal,
+                                Pointer gram, Pointer exact, const pyssl::Views& grad) {
+  py::gil_scoped_release release;
+  pyssl::table().cross_correlation_backward(
+      {views, eps, as<double>(grad_diagonal), grad_off_diagonal, as<float>(gram), as<bool>(exact), grad});
+}
+
+void decorrelation(const pyssl::Views& views, Pointer square, Pointer off_correlation, Pointer gram) {
+  py::gil_scoped_release release;
+  pyssl::table().decorrelation({views, as<double>(square), as<double>(off_correlation), as<double>(gram)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -145,4 +184,17 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("triplets", &triplets, py::arg("q"), py::arg("ids"), py::arg("margin"), py::arg("euclidean"),
         py::arg("semi_hard"), py::arg("loss"), py::arg("count"), py::arg("grad_loss"), py::arg("grad_q"),
         py::arg("precision"), py::arg("threads"));
+
+  py::class_<pyssl::Views>(m, "Views")
+      .def(py::init(&views), py::arg("x"), py::arg("y"), py::arg("positions"), py::arg("threads"));
+  m.def("auto_covariance", &auto_covariance, py::arg("views"), py::arg("square"), py::arg("off_diagonal"),
+        py::arg("distance"), py::arg("gram"), py::arg("exact"));
+  m.def("auto_covariance_backward", &auto_covariance_backward, py::arg("views"), py::arg("grad_square"),
+        py::arg("grad_off_diagonal"), py::arg("grad_distance"), py::arg("gram"), py::arg("exact"), py::arg("grad"));
+  m.def("cross_correlation", &cross_correlation, py::arg("views"), py::arg("eps"), py::arg("diagonal"),
+        py::arg("off_diagonal"), py::arg("gram"), py::arg("exact"));
+  m.def("cross_correlation_backward", &cross_correlation_backward, py::arg("views"), py::arg("eps"),
+        py::arg("grad_diagonal"), py::arg("grad_off_diagonal"), py::arg("gram"), py::arg("exact"), py::arg("grad"));
+  m.def("decorrelation", &decorrelation, py::arg("views"), py::arg("square"), py::arg("off_correlation"),
+        py::arg("gram"));
 }

@@ -114,6 +114,61 @@ struct Triplets {
   int threads;
 };
 
+// ---- covariance: reductions over C = AᵀB, A and B views less the means of their columns, on the cheaper side; see
+// pyssl_fast/kernels/reference/covariance.py for all meanings. K is the smaller of the rows and dim.
+
+struct Views {
+  Matrix view[2];              // [rows, dim] at position 0; no data: there is no second one
+  int64_t position_stride[2];  // from one position to the next
+  int64_t positions;
+  int threads;
+
+  int count() const { return view[1].data ? 2 : 1; }
+};
+
+struct AutoCovariance {
+  Views views;
+  double* square;        // [views, positions, dim]
+  double* off_diagonal;  // [views, positions]
+  double* distance;      // [1]
+  float* gram;           // [views, positions, K, K] or null
+  bool* exact;           // [views, positions] or null
+};
+
+struct AutoCovarianceBackward {
+  Views views;
+  const double *grad_square, *grad_off_diagonal;  // [views, positions, dim], [views, positions]
+  double grad_distance;
+  const float* gram;
+  const bool* exact;
+  Views grad;  // no data: not wanted
+};
+
+struct CrossCorrelation {
+  Views views;  // of one position
+  double eps;
+  double *diagonal, *off_diagonal;  // [dim], [1]
+  float* gram;                      // [views, rows, rows] or [1, dim, dim], or null
+  bool* exact;                      // [1] or null
+};
+
+struct CrossCorrelationBackward {
+  Views views;
+  double eps;
+  const double* grad_diagonal;  // [dim]
+  double grad_off_diagonal;
+  const float* gram;
+  const bool* exact;
+  Views grad;  // no data: not wanted
+};
+
+struct Decorrelation {
+  Views views;              // one of one position
+  double* square;           // [dim]
+  double* off_correlation;  // [1]
+  double* gram;             // [K, K]
+};
+
 struct Table {
   const char* name;
   bool has_bfloat16;  // whether the bfloat16 precisions are built; float32 stands in for them where not
@@ -124,6 +179,11 @@ struct Table {
   void (*neighbours)(const Neighbours&);
   void (*hardest)(const Hardest&);
   void (*triplets)(const Triplets&);
+  void (*auto_covariance)(const AutoCovariance&);
+  void (*auto_covariance_backward)(const AutoCovarianceBackward&);
+  void (*cross_correlation)(const CrossCorrelation&);
+  void (*cross_correlation_backward)(const CrossCorrelationBackward&);
+  void (*decorrelation)(const Decorrelation&);
 };
 
 }  // namespace pyssl

@@ -6,7 +6,7 @@ import pkgutil
 from importlib import import_module
 from types import ModuleType
 
-_SHARED = ("cases", "machine", "measure", "report")
+_SHARED = ("cases", "inputs", "machine", "measure", "report")
 
 
 def families() -> list[str]:

@@ -21,6 +21,7 @@ from pyssl_fast.functional.checks import check_temperature
 PACKAGES = {"lightly": "lightly", "open_clip": "open_clip", "pml": "pytorch_metric_learning"}
 LABELS = {
     "eager": "eager PyTorch",
+    "gram": "eager Gram matrix",
     "twin": "twin under autograd",
     "compiled": "torch.compile'd",
     "blocked": "blocked torch.mm",
@@ -40,7 +41,8 @@ class Peer:
 
     Attributes:
         make: gives the call.
-        copies: of S [M, N] that it holds at its peak, as measured in float32; what would not fit is left out.
+        copies: of S [M, N] (of C [D, D] where columns are compared) that it holds at its peak, as measured in float32;
+            what would not fit is left out.
         compiles: its first call of every shape compiles.
         why_not: why it cannot take part in a case; None when it can.
     """
@@ -60,13 +62,14 @@ class System:
         measures: as a title says it.
         inputs: (case, generator) -> its tensors. Those that require a gradient get one in `forward+backward`.
         ours, peers: the sides. The losses of all are held against the first peer's.
-        gemms: the fewest matrix products of 2·M·N·D operations that the mathematics allows.
+        gemms: the fewest matrix products of 2·M·N·D operations that the mathematics allows; N is the smaller of M and D
+            where columns are compared.
         keys: what the rows are compared with: the "rows" themselves, "pairs" (as many columns, with gradients of their
-            own), or a "bank" without gradients.
-        views: of one sample, among the rows.
+            own), or a "bank" without gradients; "columns": not rows but the columns of views of M rows are compared.
+        views: of one sample, among the rows; with "columns", how many there are.
         temperature: unless another is asked for; None: it has none.
         gradient: whether it has one; a look-up has none.
-        copies: of S that our operators hold on the reference backend.
+        copies: of S or C that our operators hold on the reference backend.
         family: of the kernels.
     """
 
@@ -111,6 +114,8 @@ class Case:
 
     def __post_init__(self) -> None:
         name, views = self.system.name, self.system.views
+        if self.system.keys == "columns":
+            views = 1
         if self.rows < 2 * views or self.rows % views:
             raise ValueError(f"rows of {name} must be {_of(views)} of 2 samples or more; got {self.rows}")
         if self.dim < 1:
@@ -135,7 +140,7 @@ class Case:
     @property
     def title(self) -> str:
         """The case in one line, different for different problems."""
-        sizes = (self.rows, self.dim) if self.system.keys == "rows" else (self.rows, self.columns, self.dim)
+        sizes = (self.rows, self.columns, self.dim) if self.system.keys in ("pairs", "bank") else (self.rows, self.dim)
         usual = self.temperature == self.system.temperature
         return (
             f"{self.system.name} {' × '.join(f'{n:,}' for n in sizes)}{'' if usual else f', τ = {self.temperature:g}'}"
@@ -148,17 +153,25 @@ class Case:
     @property
     def work(self) -> Work:
         """The fewest operations, and bytes: every input read once, every gradient written once."""
-        own = self.rows if self.system.keys != "pairs" else 2 * self.rows
+        own = {"pairs": 2, "columns": self.system.views}.get(self.system.keys, 1) * self.rows
         read = own if self.system.keys != "bank" else self.rows + self.columns
         return Work(
-            flops=self.system.gemms(self) * 2.0 * self.rows * self.columns * self.dim,
+            flops=self.system.gemms(self) * 2.0 * math.prod(self.product),
             bytes=float((read + self.backward * own) * self.dim * self.dtype.itemsize),
         )
 
     @property
     def product(self) -> tuple[int, int, int]:
-        """M, D, N of the matrix product S = Q Kᵀ."""
+        """M, D, N of S = Q Kᵀ; where columns are compared, of the product of a view and the cheaper side's matrix."""
+        if self.system.keys == "columns":
+            return self.rows, min(self.rows, self.dim), self.dim
         return self.rows, self.dim, self.columns
+
+    @property
+    def matrix_gb(self) -> float:
+        """Size of S, or of C [D, D]."""
+        numbers = self.dim**2 if self.system.keys == "columns" else self.rows * self.columns
+        return numbers * self.dtype.itemsize / 1e9
 
     def small(self) -> Case:
         """The case with few rows, for warming up."""
@@ -300,7 +313,6 @@ def sides(
     system = case.system
     names = names or ["ours", *system.peers]
     tensors = inputs(case, seed)
-    s_gb = case.rows * case.columns * case.dtype.itemsize / 1e9
 
     def reset() -> None:
         for tensor in tensors:
@@ -314,7 +326,7 @@ def sides(
             call=_with_backward(system.ours(case, *tensors), case.backward),
             reset=reset,
             settings=functools.partial(_ours_settings, name, matmul, isa),
-            predicted_gb=system.copies * s_gb if name == "reference" else 0,
+            predicted_gb=system.copies * case.matrix_gb if name == "reference" else 0,
             ours=True,
         )
 
@@ -325,7 +337,7 @@ def sides(
             call=_with_backward(peer.make(case, *tensors), case.backward),
             reset=reset,
             settings=functools.partial(precision, "highest"),
-            predicted_gb=peer.copies * s_gb,
+            predicted_gb=peer.copies * case.matrix_gb,
             compiles=peer.compiles,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,35 +13,20 @@ from torch.overrides import TorchFunctionMode
 
 from pyssl_fast import functional
 from pyssl_fast.benchmark.cases import Call, Case, Peer, System
+from pyssl_fast.benchmark.inputs import leaf, near, peer_class, two_views
 from pyssl_fast.kernels.reference import similarity as reference
 from pyssl_fast.modules import KeyQueue, NNMemoryBankModule
 
 # ---- inputs --------------------------------------------------------------------------------------------------------
 
 
-def _leaf(x: Tensor, case: Case) -> Tensor:
-    return x.to(case.device, case.dtype).requires_grad_(case.backward)
-
-
 def _scalar(x: float, case: Case) -> Tensor:
     return torch.full((), x, device=case.device, requires_grad=case.backward)
 
 
-def _near(samples: int, dim: int, generator: Generator, noise: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Two views [N, D] that lie near each other, as after some training: at a cosine of 1 / (1 + noise²)."""
-    shared, one, other = torch.randn(3, samples, dim, generator=generator).unbind()
-    return shared + noise * one, shared + noise * other
-
-
-def two_views(case: Case, generator: Generator) -> tuple[Tensor, ...]:
-    """z0, z1: [N, D]."""
-    z0, z1 = _near(case.rows // case.system.views, case.dim, generator)
-    return _leaf(z0, case), _leaf(z1, case)
-
-
 def one_view(case: Case, generator: Generator) -> tuple[Tensor, ...]:
     """z: [M, D]."""
-    return (_leaf(torch.randn(case.rows, case.dim, generator=generator), case),)
+    return (leaf(torch.randn(case.rows, case.dim, generator=generator), case),)
 
 
 def _labels(samples: int, case: Case, generator: Generator) -> Tensor:
@@ -63,7 +47,7 @@ def labelled(case: Case, generator: Generator) -> tuple[Tensor, ...]:
 
 def towers(case: Case, generator: Generator) -> tuple[Tensor, ...]:
     """image, text: [N, D] of length 1, and a learned scale []. At a scale of 100 nearer ones would leave no loss."""
-    image, text = (_leaf(F.normalize(z, dim=1), case) for z in _near(case.rows, case.dim, generator, noise=2.0))
+    image, text = (leaf(F.normalize(z, dim=1), case) for z in near(case.rows, case.dim, generator, noise=2.0))
     return image, text, _scalar(1 / case.tau, case)
 
 
@@ -74,19 +58,14 @@ def towers_with_bias(case: Case, generator: Generator) -> tuple[Tensor, ...]:
 
 def with_bank(case: Case, generator: Generator) -> tuple[Tensor, ...]:
     """query: [M, D]; key: [M, D] without gradient; bank: [N, D] float32 of length 1, the keys in its first M rows."""
-    query, key = _near(case.rows, case.dim, generator)
+    query, key = near(case.rows, case.dim, generator)
     key = key.to(case.device, case.dtype)
     bank = F.normalize(torch.randn(case.columns, case.dim, generator=generator), dim=1).to(case.device)
     bank[: case.rows] = F.normalize(key.float(), dim=1)
-    return _leaf(query, case), key, bank
+    return leaf(query, case), key, bank
 
 
 # ---- peers ---------------------------------------------------------------------------------------------------------
-
-
-def _class(name: str, *arguments: Any, **settings: Any) -> Any:
-    """An instance of another package's class, "package.module:Class", imported when it is wanted."""
-    return pkgutil.resolve_name(name)(*arguments, **settings)
 
 
 def eager_nt_xent(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
@@ -226,7 +205,7 @@ NT_XENT = System(
                 None if case.tau >= 2 / 80 else "its bound 1/τ loses the sums of exponentials below τ = 0.025"
             ),
         ),
-        "lightly": Peer(lambda case, *z: partial(_class("lightly.loss:NTXentLoss", case.tau), *z), copies=8.0),
+        "lightly": Peer(lambda case, *z: partial(peer_class("lightly.loss:NTXentLoss", case.tau), *z), copies=8.0),
     },
     gemms=_symmetric,
     views=2,
@@ -238,7 +217,7 @@ DCL = System(
     "the decoupled contrastive loss",
     inputs=two_views,
     ours=lambda case, z0, z1: lambda: functional.dcl(z0, z1, case.tau),
-    peers={"lightly": Peer(lambda case, *z: partial(_class("lightly.loss:DCLLoss", case.tau), *z), copies=7.0)},
+    peers={"lightly": Peer(lambda case, *z: partial(peer_class("lightly.loss:DCLLoss", case.tau), *z), copies=7.0)},
     gemms=_symmetric,
     views=2,
     temperature=0.1,
@@ -257,7 +236,7 @@ def _sup_con(case: Case, z0: Tensor, z1: Tensor, labels: Tensor) -> Call:
 
 
 def _pml_sup_con(case: Case, z0: Tensor, z1: Tensor, labels: Tensor) -> Call:
-    loss = _class("pytorch_metric_learning.losses:SupConLoss", case.tau)
+    loss = peer_class("pytorch_metric_learning.losses:SupConLoss", case.tau)
     return lambda: loss(torch.cat((z0, z1)), labels.repeat(2))
 
 
@@ -277,7 +256,9 @@ CLIP = System(
     "CLIP's loss",
     inputs=towers,
     ours=lambda case, image, text, scale: lambda: functional.clip_loss(image, text, scale),
-    peers={"open_clip": Peer(lambda case, *towers: partial(_class("open_clip.loss:ClipLoss"), *towers), copies=8.0)},
+    peers={
+        "open_clip": Peer(lambda case, *towers: partial(peer_class("open_clip.loss:ClipLoss"), *towers), copies=8.0)
+    },
     gemms=lambda case: 4 if case.backward else 1,  # S twice, for one gradient each
     keys="pairs",
     temperature=0.07,
@@ -288,7 +269,9 @@ SIGLIP = System(
     "SigLIP's loss",
     inputs=towers_with_bias,
     ours=lambda case, *towers: lambda: functional.siglip(*towers),
-    peers={"open_clip": Peer(lambda case, *towers: partial(_class("open_clip.loss:SigLipLoss"), *towers), copies=8.0)},
+    peers={
+        "open_clip": Peer(lambda case, *towers: partial(peer_class("open_clip.loss:SigLipLoss"), *towers), copies=8.0)
+    },
     gemms=lambda case: 3 if case.backward else 1,  # S once: a pair's gradient needs that pair alone
     keys="pairs",
     temperature=0.1,
@@ -324,7 +307,7 @@ def _moco_without_update(case: Case, query: Tensor, key: Tensor, bank: Tensor) -
 
 
 def _lightly_moco(case: Case, query: Tensor, key: Tensor, bank: Tensor) -> Call:
-    loss = _class("lightly.loss:NTXentLoss", case.tau, memory_bank_size=tuple(bank.shape))
+    loss = peer_class("lightly.loss:NTXentLoss", case.tau, memory_bank_size=tuple(bank.shape))
     loss.memory_bank.bank = bank
 
     def call() -> Tensor | None:
@@ -354,7 +337,7 @@ def _look_up(name: str, **settings: Any) -> Callable[..., Call]:
     """The nearest rows of a memory bank; its "loss" is what they have in common with the queries."""
 
     def make(case: Case, query: Tensor, key: Tensor, bank: Tensor) -> Call:
-        module = _class(name, (case.columns, case.dim), **settings)
+        module = peer_class(name, (case.columns, case.dim), **settings)
         if isinstance(module, NNMemoryBankModule):
             module.queue.keys = bank
         else:
@@ -404,8 +387,8 @@ MEAN_SHIFT = System(
 
 
 def _pml_hardest(case: Case, z: Tensor, labels: Tensor) -> Call:
-    loss = _class("pytorch_metric_learning.losses:TripletMarginLoss")
-    mine = _class("pytorch_metric_learning.miners:BatchHardMiner")
+    loss = peer_class("pytorch_metric_learning.losses:TripletMarginLoss")
+    mine = peer_class("pytorch_metric_learning.miners:BatchHardMiner")
     return lambda: loss(z, labels, mine(z, labels))
 
 
@@ -436,7 +419,7 @@ KOLEO = System(
     "KoLeo",
     inputs=one_view,
     ours=lambda case, z: lambda: functional.koleo(z),
-    peers={"lightly": Peer(lambda case, z: partial(_class("lightly.loss:KoLeoLoss"), z), copies=2.0)},
+    peers={"lightly": Peer(lambda case, z: partial(peer_class("lightly.loss:KoLeoLoss"), z), copies=2.0)},
     gemms=_once(half=True),
 )
 

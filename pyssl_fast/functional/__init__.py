@@ -1,5 +1,11 @@
 """The losses as functions."""
 
+from pyssl_fast.functional.covariance import (
+    BarlowTwinsTerms,
+    VICRegTerms,
+    barlow_twins,
+    vicreg,
+)
 from pyssl_fast.functional.similarity import (
     Metrics,
     alignment,
@@ -25,8 +31,11 @@ from pyssl_fast.functional.similarity import (
 )
 
 __all__ = [
+    "BarlowTwinsTerms",
     "Metrics",
+    "VICRegTerms",
     "alignment",
+    "barlow_twins",
     "clip_loss",
     "dcl",
     "dclw",
@@ -46,4 +55,5 @@ __all__ = [
     "triplet_margin",
     "triplet_margin_in_batch",
     "uniformity",
+    "vicreg",
 ]

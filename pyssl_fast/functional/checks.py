@@ -47,10 +47,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def check_embeddings(name: str, x: Tensor, shape: str = "[N, D]") -> None:
-    """x must be non-empty and floating-point, with as many dimensions as `shape` names."""
+    """x must be non-empty and floating-point, with as many dimensions as `shape` names, any number of them for '…'."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a Tensor {shape}; got {type(x).__name__}")
-    if x.dim() != shape.count(",") + 1:
+    named = shape.count(",") + 1
+    if x.dim() < named - 1 if "…" in shape else x.dim() != named:
         raise ValueError(f"{name} must have shape {shape}; got {list(x.shape)}")
     if x.layout != torch.strided:
         raise TypeError(f"{name} must be a dense Tensor; got layout {x.layout}")

@@ -1,5 +1,6 @@
 """The losses as modules: drop-in, one small file per system."""
 
+from pyssl_fast.losses.barlow_twins import BarlowTwinsLoss
 from pyssl_fast.losses.clip import ClipLoss
 from pyssl_fast.losses.dcl import DCLLoss, DCLWLoss
 from pyssl_fast.losses.embedding import EmbeddingInfoNCELoss
@@ -15,10 +16,12 @@ from pyssl_fast.losses.siglip import SigLipLoss
 from pyssl_fast.losses.spectral import SpectralContrastiveLoss
 from pyssl_fast.losses.sup_con import SupConLoss
 from pyssl_fast.losses.triplet import BatchTripletMarginLoss, TripletMarginLoss
+from pyssl_fast.losses.vicreg import VICRegLoss
 
 InfoNCE = InfoNCELoss  # info-nce-pytorch's name
 
 __all__ = [
+    "BarlowTwinsLoss",
     "BatchTripletMarginLoss",
     "ClipLoss",
     "DCLLoss",
@@ -37,4 +40,5 @@ __all__ = [
     "SpectralContrastiveLoss",
     "SupConLoss",
     "TripletMarginLoss",
+    "VICRegLoss",
 ]

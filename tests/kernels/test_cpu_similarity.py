@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -49,6 +47,7 @@ from tests.kernels.similarity_cases import (
     sigmoid_inputs,
     triplets_inputs,
 )
+from tests.process import python
 
 HALF = (torch.float16, torch.bfloat16)
 # samples, views, dim. Blocks are 96, 192 (1,536 rows and more) or 384 rows (6,144 and more), panels 8, 24 or 48 wide.
@@ -77,27 +76,12 @@ CLIP = CONTRASTS["CLIP"]
 EVERYTHING = replace(CONTRASTS["statistics, everything"], rows=230, columns=310, dim=70, groups=40)
 
 
-@pytest.fixture(params=_cpu.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
-
-
 @pytest.fixture
 def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(request.param)
     yield request.param
     torch.set_float32_matmul_precision(before)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def one_sign(*shape: int) -> Tensor:
@@ -570,16 +554,6 @@ def test_ids_of_any_size_are_told_apart() -> None:
 
 
 # ---- the process around the kernels ----------------------------------------------------------------------------------
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize("name", _cpu.isas())

@@ -45,7 +45,7 @@ static void sigmoid_tile(const SigmoidContrast& a, float scale, float bias, floa
       const vf x_other = outside ? set(-INFINITY) : t;
       vi positive = {};
       if (kIds) positive = (load_ids(a.column_ids + J.begin + j, J.size - j) == a.row_ids[I.begin + i]) & ~outside;
-      const vf x = kIds ? (positive ? -t : x_other) : x_other, share = positive ? set(positive_weight) : set(1);
+      const vf x = kIds ? (positive ? -t : x_other) : x_other, share = positive ? set(positive_weight) : set(1.f);
       vf sigmoid;
       losses += share * softplus(x, sigmoid);
       if (a.gradient) {

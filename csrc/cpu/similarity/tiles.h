@@ -248,7 +248,7 @@ static inline void kept_statistics(const float* s, Block I, Block J, float unit,
       const vi kept = keep(score, I, J, i, j) & ~(score == set(nothing));
       most = max(most, kept ? x : set(-INFINITY));
       total += kept ? x : vf{};
-      number += kept ? set(1) : vf{};
+      number += kept ? set(1.f) : vf{};
       if (kColumns) store(largest + j, most), store(sum + j, total), store(count + j, number);
     }
     if (!kColumns) largest[i] = hmax(most), sum[i] = hsum(total), count[i] = hsum(number);

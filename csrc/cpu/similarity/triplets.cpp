@@ -21,7 +21,7 @@ static void sweep(const float* d, const float* far, const int64_t* positives, in
                   float margin, double& loss, double& count, float* counts) {
   for (int64_t n = 0; n < positive_count; ++n) {
     const float near = d[positives[n]];
-    const vf zero = {}, one = set(1);
+    const vf zero = {}, one = set(1.f);
     vf sum = {}, active = {};
     for (int64_t j = 0; j < width; j += kLanes) {
       const vf f = load(far + j), term = near - f + margin;

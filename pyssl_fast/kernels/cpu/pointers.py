@@ -41,7 +41,7 @@ def rows(x: Tensor) -> Tensor:
     """x itself when its rows are contiguous and of a kernel's dtype, else a copy."""
     if x.dtype not in _DTYPES:
         x = x.float()
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def ids32(first: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,242 @@
+// Every view with itself: squares of columns, the off-diagonal part of AᵀA, the distance of the views; and the gradient.
+//
+// K = min(N, D), L = max(N, D). Forward, per view: K²L operations and one read; the symmetric matrix is kept. Backward:
+// 2K²L, one read, one write; a group of columns is read, multiplied, and its gradient written, without more passes.
+#include <memory>
+#include <vector>
+
+#include "covariance.h"
+#include "sides.h"
+
+namespace pyssl::PYSSL_ISA {
+
+namespace {
+
+struct Shape {
+  explicit Shape(const Views& views)
+      : rows(views.view[0].rows), dim(views.view[0].dim), by_rows(rows < dim), size(by_rows ? rows : dim) {}
+  const int64_t rows, dim;
+  const bool by_rows;  // the side that is built
+  const int64_t size;  // of its matrix
+};
+
+// ---- forward ----------------------------------------------------------------------------------------------------------
+
+// Views [begin, end) at a position, with sides of type T. first: whether squares and distance are wanted as well.
+// Returns in `off` what is left of T, and in `share` the part of T that is.
+template <class T>
+void forward(const AutoCovariance& a, int64_t position, int begin, int end, bool first, double* off, double* share) {
+  const Shape shape(a.views);
+  const Tiles tiles(shape.size, true);
+  const int views = a.views.count(), threads = a.views.threads;
+  const int64_t all = groups(shape.dim), group_size = kGroup * shape.rows;
+  std::unique_ptr<Side<T>> sides[2];
+  for (int v = begin; v < end; ++v) sides[v].reset(new Side<T>(shape.by_rows, shape.rows, shape.dim));
+  Scratch raws(threads * 2 * group_size * 4), centred(threads * group_size * int64_t{sizeof(T)});
+  Scratch scratch(threads * tile_bytes<T>(tiles));
+  std::vector<double> totals(2 * tiles.count()), distances(all);
+  const auto square = [&](int v) { return a.square + (v * a.views.positions + position) * shape.dim; };
+  bool skipped[2] = {};
+
+  parallel(threads, [&](Team team) {
+    float* raw[2] = {raws.as<float>() + team.rank * 2 * group_size,
+                     raws.as<float>() + (team.rank * 2 + 1) * group_size};
+    T* strips = centred.as<T>() + team.rank * group_size;
+    for (int64_t g; (g = team.claim()) < all;) {
+      const int64_t width = std::min(kGroup, shape.dim - g * kGroup);
+      for (int v = begin; v < end; ++v) {
+        double mean[kGroup], squares[kGroup];
+        load_group(at(a.views, v, position), g * kGroup, raw[v]);
+        moments(raw[v], shape.rows, mean, squares);
+        std::copy(squares, squares + width, square(v) + g * kGroup);
+        if (shape.by_rows) {
+          centre(raw[v], shape.rows, mean, nullptr, strips);
+          sides[v]->take(g, strips);
+        } else {
+          centre(raw[v], shape.rows, mean, nullptr, sides[v]->strips(g));
+        }
+      }
+      if (first && views == 2) {
+        double apart[kPanel];
+        for (int64_t s = 0; s < kStrips; ++s) {
+          sum_strip(shape.rows, apart, [&](int64_t n, int w) {
+            const int64_t i = (s * shape.rows + n) * kPanel + w * kWide;
+            const vd difference = widen(raw[0] + i) - widen(raw[1] + i);
+            return difference * difference;
+          });
+          for (int64_t l = 0; l < kPanel; ++l) distances[g] += apart[l];
+        }
+      }
+    }
+    team.barrier();
+    bool skip[2] = {};
+    for (int v = begin; v < end && sizeof(T) == 4; ++v)
+      skip[v] = out_of_range(square(v), shape.dim) || (shape.by_rows && uneven(square(v), shape.dim, shape.rows));
+    if (team.rank == 0) std::copy(skip, skip + 2, skipped);
+
+    T* s = reinterpret_cast<T*>(scratch.as<char>() + team.rank * tile_bytes<T>(tiles));
+    for (int64_t number; (number = team.claim()) < (end - begin) * tiles.count();) {
+      const int v = begin + static_cast<int>(number / tiles.count());
+      if (skip[v]) continue;
+      const Tiles::Tile tile = tiles[number % tiles.count()];
+      sides[v]->scores(tile.I, *sides[v], tile.J, tile.lower, s);
+      if (!shape.by_rows) clear_diagonal(tile, s);
+      totals[v * tiles.count() + number % tiles.count()] =
+          sum_tile(tile, true, s, s, [](double x, double y) { return x * y; });
+      if (a.gram && sizeof(T) == 4)
+        store_tile(tile, true, shape.size, s, a.gram + (v * a.views.positions + position) * shape.size * shape.size);
+    }
+  });
+
+  if (first)
+    for (double d : distances) *a.distance += d;
+  for (int v = begin; v < end; ++v) {
+    double total = 0, diagonal = 0;
+    for (int64_t t = 0; t < tiles.count(); ++t) total += totals[v * tiles.count() + t];
+    if (shape.by_rows)
+      for (int64_t d = 0; d < shape.dim; ++d) diagonal += square(v)[d] * square(v)[d];
+    off[v] = total - diagonal;
+    share[v] = skipped[v] ? 0 : total == 0 ? 1 : off[v] / total;
+  }
+}
+
+// ---- backward ---------------------------------------------------------------------------------------------------------
+
+// A'A of a view again, [size, size], in double: its float form was kept, but does not do.
+void gram_in_double(const Matrix& x, const Shape& shape, int threads, double* gram) {
+  const Tiles tiles(shape.size, true);
+  const int64_t group_size = kGroup * shape.rows;
+  Side<double> side(shape.by_rows, shape.rows, shape.dim);
+  Scratch raws(threads * group_size * 4), centred(threads * group_size * 8);
+  Scratch scratch(threads * tile_bytes<double>(tiles));
+  parallel(threads, [&](Team team) {
+    float* raw = raws.as<float>() + team.rank * group_size;
+    double* strips = centred.as<double>() + team.rank * group_size;
+    for (int64_t g; (g = team.claim()) < groups(shape.dim);) {
+      double mean[kGroup], squares[kGroup];
+      load_group(x, g * kGroup, raw);
+      moments(raw, shape.rows, mean, squares);
+      centre(raw, shape.rows, mean, nullptr, shape.by_rows ? strips : side.strips(g));
+      if (shape.by_rows) side.take(g, strips);
+    }
+    team.barrier();
+    double* s = reinterpret_cast<double*>(scratch.as<char>() + team.rank * tile_bytes<double>(tiles));
+    for (int64_t number; (number = team.claim()) < tiles.count();) {
+      const Tiles::Tile tile = tiles[number];
+      side.scores(tile.I, side, tile.J, tile.lower, s);
+      store_tile(tile, true, shape.size, s, gram);
+    }
+  });
+}
+
+// The gradient of views [begin, end) at a position; gram [2]: their matrices, diagonals included.
+template <class T, class From>
+void backward(const AutoCovarianceBackward& a, int64_t position, int begin, int end, const From* const* gram) {
+  const Shape shape(a.views);
+  const int views = a.views.count(), threads = a.views.threads;
+  const int64_t group_size = kGroup * shape.rows, padded = Left<T>::padded(shape.rows);
+  std::unique_ptr<Left<T>> lefts[2];
+  for (int v = begin; v < end; ++v) lefts[v].reset(new Left<T>(shape.rows, shape.size));
+  Scratch raws(threads * 2 * group_size * 4), centred(threads * group_size * int64_t{sizeof(T)});
+  Scratch outs(threads * padded * kPanel * int64_t{sizeof(T)}), gradients(threads * shape.rows * kPanel * 4);
+  Scratch rights(shape.by_rows ? 0 : threads * shape.size * kPanel * int64_t{sizeof(T)});
+
+  parallel(threads, [&](Team team) {
+    float* raw[2] = {raws.as<float>() + team.rank * 2 * group_size,
+                     raws.as<float>() + (team.rank * 2 + 1) * group_size};
+    T* strips = centred.as<T>() + team.rank * group_size;
+    double mean[kGroup], squares[kGroup];
+    const int64_t parts = shape.by_rows ? lefts[begin]->panels() : groups(shape.dim);
+    for (int64_t number; (number = team.claim()) < (end - begin) * parts;) {
+      const int v = begin + static_cast<int>(number / parts);
+      const int64_t part = number % parts;
+      if (shape.by_rows) {
+        lefts[v]->take(part, gram[v]);
+      } else {
+        load_group(at(a.views, v, position), part * kGroup, raw[0]);
+        moments(raw[0], shape.rows, mean, squares);
+        centre(raw[0], shape.rows, mean, nullptr, strips);
+        lefts[v]->take_group(part * kGroup, strips);
+      }
+    }
+    team.barrier();
+
+    T* out = outs.as<T>() + team.rank * padded * kPanel;
+    T* right = rights.as<T>() + team.rank * shape.size * kPanel;
+    float* gradient = gradients.as<float>() + team.rank * shape.rows * kPanel;
+    for (int64_t g; (g = team.claim()) < groups(shape.dim);) {
+      const int64_t first = g * kGroup, width = std::min(kGroup, shape.dim - first);
+      for (int v = 0; v < views; ++v) load_group(at(a.views, v, position), first, raw[v]);
+      for (int v = begin; v < end; ++v) {
+        const int64_t line = v * a.views.positions + position;
+        moments(raw[v], shape.rows, mean, squares);
+        centre(raw[v], shape.rows, mean, nullptr, strips);
+        double own[kGroup] = {};  // what each column's own values are multiplied by
+        const double off = 4 * a.grad_off_diagonal[line], apart = views == 2 ? 2 * a.grad_distance : 0;
+        for (int64_t l = 0; l < width; ++l) {
+          own[l] = 2 * a.grad_square[line * shape.dim + first + l];
+          if (shape.by_rows) own[l] -= off * squares[l];
+        }
+        const float* other = raw[views - 1 - v];
+        for (int64_t s = 0; s < kStrips && s * kPanel < width; ++s) {
+          const T* strip = strips + s * shape.rows * kPanel;
+          if (!shape.by_rows) {
+            take_columns(gram[v], shape.size, first + s * kPanel, false, right);
+            for (int64_t l = 0; l < std::min(kPanel, width - s * kPanel); ++l)
+              right[(first + s * kPanel + l) * kPanel + l] = 0;
+          }
+          lefts[v]->multiply(shape.by_rows ? strip : right, out);
+          for (int64_t n = 0; n < shape.rows; ++n) {
+#pragma GCC unroll 16
+            for (int w = 0; w < kWides; ++w) {
+              const int64_t l = w * kWide, i = n * kPanel + l, whole = s * shape.rows * kPanel + i;
+              const vd distance = widen(raw[v] + whole) - widen(other + whole);
+              narrow(gradient + i,
+                     off * widen(out + i) + load(own + s * kPanel + l) * widen(strip + i) + apart * distance);
+            }
+          }
+          store_strip(at(a.grad, v, position), first + s * kPanel, gradient);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void auto_covariance(const AutoCovariance& a) {
+  *a.distance = 0;
+  const int views = a.views.count();
+  for (int64_t e = 0; e < a.views.positions; ++e) {
+    double off[2], share[2];
+    forward<float>(a, e, 0, views, true, off, share);
+    for (int v = 0; v < views; ++v) {
+      const int64_t line = v * a.views.positions + e;
+      const bool exact = share[v] < kLeastShare;
+      if (exact) forward<double>(a, e, v, v + 1, false, off, share);
+      a.off_diagonal[line] = off[v];
+      if (a.exact) a.exact[line] = exact;
+    }
+  }
+}
+
+void auto_covariance_backward(const AutoCovarianceBackward& a) {
+  const Shape shape(a.views);
+  const int64_t size = shape.size * shape.size;
+  for (int64_t e = 0; e < a.views.positions; ++e) {
+    const auto line = [&](int v) { return v * a.views.positions + e; };
+    const auto wanted = [&](int v) { return v < a.views.count() && a.grad.view[v].data; };
+    const float* gram[2] = {a.gram + line(0) * size, a.gram + line(1) * size};
+    const bool plain[2] = {wanted(0) && !a.exact[line(0)], wanted(1) && !a.exact[line(1)]};
+    if (plain[0] || plain[1]) backward<float>(a, e, plain[0] ? 0 : 1, plain[1] ? 2 : 1, gram);
+    for (int v = 0; v < 2; ++v) {
+      if (!wanted(v) || plain[v]) continue;
+      Scratch whole(size * 8);
+      gram_in_double(at(a.views, v, e), shape, a.views.threads, whole.as<double>());
+      const double* exact[2] = {whole.as<double>(), whole.as<double>()};
+      backward<double>(a, e, v, v + 1, exact);
+    }
+  }
+}
+
+}  // namespace pyssl::PYSSL_ISA

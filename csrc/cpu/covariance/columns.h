@@ -1,0 +1,145 @@
+// A group of columns of a view: read once, then worked on in the second-level cache.
+//
+// A group is kGroup columns in strips of kPanel, a micro-tile's width: [kStrips][rows][kPanel]. A strip is what the
+// products read, and its columns' sums stay in registers. Columns beyond the last are 0, and so are their results.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "../parallel.h"
+#include "../simd/gemm.h"
+#include "../simd/rows.h"
+
+namespace pyssl::PYSSL_ISA {
+
+constexpr int64_t kGroup = kRowPadding;
+constexpr int64_t kStrips = kGroup / kPanel;
+
+constexpr int kWide = kLanes / 2;       // doubles in a vector
+constexpr int kWides = kPanel / kWide;  // of a strip's row
+typedef float vh __attribute__((vector_size(4 * kWide)));
+
+static inline vd widen(const float* p) {
+  vh x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return __builtin_convertvector(x, vd);
+}
+static inline vd widen(const double* p) { return load(p); }
+static inline void narrow(float* p, vd x) {
+  const vh y = __builtin_convertvector(x, vh);
+  __builtin_memcpy(p, &y, sizeof y);
+}
+static inline void narrow(double* p, vd x) { store(p, x); }
+
+static inline int64_t groups(int64_t dim) { return (dim + kGroup - 1) / kGroup; }
+
+// View v at a position.
+static inline Matrix at(const Views& views, int v, int64_t position) {
+  Matrix x = views.view[v];
+  x.data = static_cast<char*>(x.data) + position * views.position_stride[v] * (x.dtype == Dtype::float32 ? 4 : 2);
+  return x;
+}
+
+// Columns [first, first + kGroup) of x as floats.
+static inline void load_group(const Matrix& x, int64_t first, float* group) {
+  const int64_t width = std::min(kGroup, x.dim - first);
+  float row[kGroup] = {};
+  Matrix part = x;
+  part.data = static_cast<char*>(x.data) + first * (x.dtype == Dtype::float32 ? 4 : 2);
+  for (int64_t n = 0; n < x.rows; ++n) {
+    load_row(part, n, width, row);
+    for (int64_t s = 0; s < kStrips; ++s)
+      __builtin_memcpy(group + (s * x.rows + n) * kPanel, row + s * kPanel, kPanel * 4);
+  }
+}
+
+// Writes what a strip holds for columns [first, first + kPanel) of x.
+static inline void store_strip(const Matrix& x, int64_t first, const float* strip) {
+  const int64_t width = std::min(kPanel, x.dim - first);
+  if (width <= 0) return;
+  Matrix part = x;
+  part.data = static_cast<char*>(x.data) + first * (x.dtype == Dtype::float32 ? 4 : 2);
+  for (int64_t n = 0; n < x.rows; ++n) store_row(part, n, width, strip + n * kPanel);
+}
+
+// out [kPanel] = Σ_n f(n, w), f giving the terms of vector w of row n.
+template <class F>
+static inline void sum_strip(int64_t rows, double* out, const F& f) {
+  vd sum[kWides] = {};
+  for (int64_t n = 0; n < rows; ++n) {
+#pragma GCC unroll 16
+    for (int w = 0; w < kWides; ++w) sum[w] += f(n, w);
+  }
+  for (int w = 0; w < kWides; ++w) store(out + w * kWide, sum[w]);
+}
+
+// mean, square [kGroup] of a group: Σ x / rows and Σ (x − mean)², in double.
+static inline void moments(const float* group, int64_t rows, double* mean, double* square) {
+  for (int64_t s = 0; s < kStrips; ++s, mean += kPanel, square += kPanel, group += rows * kPanel) {
+    sum_strip(rows, mean, [&](int64_t n, int w) { return widen(group + n * kPanel + w * kWide); });
+    for (int64_t l = 0; l < kPanel; ++l) mean[l] /= static_cast<double>(rows);
+    sum_strip(rows, square, [&](int64_t n, int w) {
+      const vd a = widen(group + n * kPanel + w * kWide) - load(mean + w * kWide);
+      return a * a;
+    });
+  }
+}
+
+// out = (group − mean)·weight, rounded once. weight: [kGroup], or null for 1.
+template <class T>
+static inline void centre(const float* group, int64_t rows, const double* mean, const double* weight, T* out) {
+  for (int64_t s = 0; s < kStrips; ++s)
+    for (int64_t n = 0; n < rows; ++n) {
+#pragma GCC unroll 16
+      for (int w = 0; w < kWides; ++w) {
+        const int64_t column = s * kPanel + w * kWide, i = (s * rows + n) * kPanel + w * kWide;
+        const vd a = widen(group + i) - load(mean + column);
+        narrow(out + i, weight ? a * load(weight + column) : a);
+      }
+    }
+}
+
+// out [kGroup] = Σ a·b of every column.
+template <class T>
+static inline void products_of_columns(const T* a, const T* b, int64_t rows, double* out) {
+  for (int64_t s = 0; s < kStrips; ++s)
+    sum_strip(rows, out + s * kPanel, [&](int64_t n, int w) {
+      const int64_t i = (s * rows + n) * kPanel + w * kWide;
+      return widen(a + i) * widen(b + i);
+    });
+}
+
+// weight [kGroup] of columns with these squares: 1/√(variance + eps), 0 for a column without both.
+static inline void normalizing(const double* square, int64_t rows, double eps, double* weight) {
+  for (int64_t l = 0; l < kGroup; ++l) {
+    const double variance = square[l] / static_cast<double>(rows) + eps;
+    weight[l] = variance == 0 ? 0 : 1 / std::sqrt(variance);
+  }
+}
+
+// ---- when floats do not do -------------------------------------------------------------------------------------------
+
+// On the rows' side the off-diagonal part is the difference of T = ‖AAᵀ‖² and Δ = Σ square², and its gradient that of
+// AAᵀA and A·square. Where columns are about alike, T ≥ tr²/(N − 1) keeps them apart; one heavy column does not: scaled
+// ×30 among 8,192, N = 256, the float gradient is 1e-5 wrong, ×1e3 the value 0.3. Then all is done in double.
+constexpr double kLeastShare = 0.1;  // of T that must be left
+constexpr double kHeaviest = 8;      // columns' mean squares, times dim/rows
+
+// Whether columns with these squares need double from the start.
+static inline bool uneven(const double* square, int64_t dim, int64_t rows) {
+  double most = 0, sum = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    most = std::max(most, square[d]);
+    sum += square[d];
+  }
+  return most * static_cast<double>(rows) > kHeaviest * sum;
+}
+
+// Whether their cubes leave the range of floats.
+static inline bool out_of_range(const double* square, int64_t dim) {
+  const double most = *std::max_element(square, square + dim);
+  return most > 1e20 || (most < 1e-20 && most > 0);
+}
+
+}  // namespace pyssl::PYSSL_ISA

@@ -1,0 +1,226 @@
+// Two views whose columns are normalised over the batch: the diagonal of C = AᵀB and the rest of ‖C‖²; and the gradient,
+// through the normalisation. Without a second view B = A.
+//
+// K = min(N, D), L = max(N, D). 6·K²·L operations in all: on the rows' side ‖AᵀB‖² = ⟨AAᵀ, BBᵀ⟩ takes two symmetric
+// matrices and ∂A = BBᵀA, ∂B = AAᵀB; on the columns' side C is one whole product, B Cᵀ and A C two more.
+#include <memory>
+#include <vector>
+
+#include "covariance.h"
+#include "sides.h"
+
+namespace pyssl::PYSSL_ISA {
+
+namespace {
+
+struct Shape {
+  explicit Shape(const Views& views)
+      : rows(views.view[0].rows), dim(views.view[0].dim), views(views.count()), by_rows(rows < dim) {}
+  const int64_t rows, dim;
+  const int views;
+  const bool by_rows;
+  int64_t size() const { return by_rows ? rows : dim; }
+  int64_t matrices() const { return by_rows ? views : 1; }
+  bool symmetric() const { return by_rows || views == 1; }
+};
+
+// A group of columns of both views, normalised.
+template <class T>
+struct Normalized {
+  T* strips[2];  // [kStrips, rows, kPanel]
+  double weight[2][kGroup], square[2][kGroup];
+
+  void load(const Views& views, double eps, int64_t group, float* raw) {
+    const int64_t rows = views.view[0].rows;
+    for (int v = 0; v < views.count(); ++v) {
+      double mean[kGroup];
+      load_group(views.view[v], group * kGroup, raw);
+      moments(raw, rows, mean, square[v]);
+      normalizing(square[v], rows, eps, weight[v]);
+      centre(raw, rows, mean, weight[v], strips[v]);
+      for (int64_t l = 0; l < kGroup; ++l) square[v][l] *= weight[v][l] * weight[v][l];
+    }
+  }
+};
+
+// Both views' sides, or both Gram matrices in double for the backward pass.
+template <class T>
+struct Operands {
+  explicit Operands(const Views& views) : shape(views) {
+    for (int v = 0; v < shape.views; ++v) sides[v].reset(new Side<T>(shape.by_rows, shape.rows, shape.dim));
+  }
+  const Side<T>& other() const { return *sides[shape.views - 1]; }
+
+  // diagonal [dim]: Σ a·b of the columns. squares [2, dim]: of the normalised columns.
+  void prepare(Team& team, const Views& views, double eps, float* raw, T* room, double* diagonal, double* squares) {
+    for (int64_t g; (g = team.claim()) < groups(shape.dim);) {
+      Normalized<T> columns;
+      for (int v = 0; v < shape.views; ++v)
+        columns.strips[v] = shape.by_rows ? room + v * kGroup * shape.rows : sides[v]->strips(g);
+      columns.load(views, eps, g, raw);
+      double products[kGroup];
+      products_of_columns(columns.strips[0], columns.strips[shape.views - 1], shape.rows, products);
+      const int64_t width = std::min(kGroup, shape.dim - g * kGroup);
+      std::copy(products, products + width, diagonal + g * kGroup);
+      for (int v = 0; v < shape.views; ++v) {
+        std::copy(columns.square[v], columns.square[v] + width, squares + v * shape.dim + g * kGroup);
+        if (shape.by_rows) sides[v]->take(g, columns.strips[v]);
+      }
+    }
+  }
+
+  const Shape shape;
+  std::unique_ptr<Side<T>> sides[2];
+};
+
+// Returns the part of T = ‖C‖² that is off its diagonal; 0 where floats do not do, told by the columns alone. gram, if
+// any, is in Out.
+template <class T, class Out>
+double forward(const Views& views, double eps, double* diagonal, double* off, Out* gram) {
+  Operands<T> operands(views);
+  const Shape& shape = operands.shape;
+  const Tiles tiles(shape.size(), shape.symmetric());
+  const int64_t group_size = kGroup * shape.rows, matrices = shape.matrices();
+  Scratch raws(views.threads * group_size * 4), rooms(views.threads * 2 * group_size * int64_t{sizeof(T)});
+  Scratch scratch(views.threads * matrices * tile_bytes<T>(tiles));
+  std::vector<double> totals(tiles.count()), squares(2 * shape.dim);
+  bool skipped = false;
+
+  parallel(views.threads, [&](Team team) {
+    operands.prepare(team, views, eps, raws.as<float>() + team.rank * group_size,
+                     rooms.as<T>() + team.rank * 2 * group_size, diagonal, squares.data());
+    team.barrier();
+    // Of two rows every normalised column is ±1, and its gradient what eps leaves of a difference.
+    bool skip = shape.rows <= 2 && sizeof(T) == 4;
+    for (int v = 0; v < shape.views && shape.by_rows && sizeof(T) == 4; ++v)
+      skip |= uneven(squares.data() + v * shape.dim, shape.dim, shape.rows);
+    if (team.rank == 0) skipped = skip;
+    if (skip) return;
+
+    T* s[2];
+    for (int64_t m = 0; m < 2; ++m)
+      s[m] = reinterpret_cast<T*>(scratch.as<char>() +
+                                  (team.rank * matrices + std::min(m, matrices - 1)) * tile_bytes<T>(tiles));
+    for (int64_t number; (number = team.claim()) < tiles.count();) {
+      const Tiles::Tile tile = tiles[number];
+      for (int64_t m = 0; m < matrices; ++m) {
+        const Side<T>& other = shape.by_rows ? *operands.sides[m] : operands.other();
+        operands.sides[m]->scores(tile.I, other, tile.J, tile.lower, s[m]);
+        if (!shape.by_rows) clear_diagonal(tile, s[m]);
+        if (gram) store_tile(tile, shape.symmetric(), shape.size(), s[m], gram + m * shape.size() * shape.size());
+      }
+      totals[number] = sum_tile(tile, shape.symmetric(), s[0], s[1], [](double x, double y) { return x * y; });
+    }
+  });
+
+  double total = 0, own = 0;
+  for (double t : totals) total += t;
+  if (shape.by_rows)
+    for (int64_t d = 0; d < shape.dim; ++d) own += diagonal[d] * diagonal[d];
+  *off = total - own;
+  return skipped ? 0 : total == 0 ? 1 : *off / total;
+}
+
+template <class T, class From>
+void backward(const CrossCorrelationBackward& a, const From* gram) {
+  const Shape shape(a.views);
+  const int threads = a.views.threads;
+  const int64_t group_size = kGroup * shape.rows, padded = Left<T>::padded(shape.rows);
+  std::unique_ptr<Left<T>> lefts[2];
+  for (int v = 0; v < shape.views; ++v) lefts[v].reset(new Left<T>(shape.rows, shape.size()));
+  Scratch raws(threads * group_size * 4), rooms(threads * 2 * group_size * int64_t{sizeof(T)});
+  Scratch outs(threads * padded * kPanel * int64_t{sizeof(T)}), gradients(threads * shape.rows * kPanel * 12);
+  Scratch rights(shape.by_rows ? 0 : threads * shape.size() * kPanel * int64_t{sizeof(T)});
+
+  parallel(threads, [&](Team team) {
+    float* raw = raws.as<float>() + team.rank * group_size;
+    Normalized<T> columns;
+    for (int v = 0; v < 2; ++v) columns.strips[v] = rooms.as<T>() + (team.rank * 2 + v) * group_size;
+    const int64_t parts = shape.by_rows ? shape.views * lefts[0]->panels() : groups(shape.dim);
+    for (int64_t part; (part = team.claim()) < parts;) {
+      if (shape.by_rows) {
+        const int64_t m = part / lefts[0]->panels();
+        lefts[m]->take(part % lefts[0]->panels(), gram + m * shape.rows * shape.rows);
+      } else {
+        columns.load(a.views, a.eps, part, raw);
+        for (int v = 0; v < shape.views; ++v) lefts[v]->take_group(part * kGroup, columns.strips[v]);
+      }
+    }
+    team.barrier();
+
+    T* out = outs.as<T>() + team.rank * padded * kPanel;
+    T* right = rights.as<T>() + team.rank * shape.size() * kPanel;
+    double* before = gradients.as<double>() + team.rank * shape.rows * kPanel;
+    float* gradient = reinterpret_cast<float*>(gradients.as<double>() + threads * shape.rows * kPanel) +
+                      team.rank * shape.rows * kPanel;
+    const double twice = shape.views == 1 ? 2 : 1, off = 2 * twice * a.grad_off_diagonal;
+    for (int64_t g; (g = team.claim()) < groups(shape.dim);) {
+      const int64_t first = g * kGroup, width = std::min(kGroup, shape.dim - first);
+      columns.load(a.views, a.eps, g, raw);
+      double products[kGroup], share[kGroup] = {};  // what the other view's columns are multiplied by
+      products_of_columns(columns.strips[0], columns.strips[shape.views - 1], shape.rows, products);
+      for (int64_t l = 0; l < width; ++l) {
+        share[l] = twice * a.grad_diagonal[first + l];
+        if (shape.by_rows) share[l] -= off * products[l];
+      }
+      for (int v = 0; v < shape.views; ++v) {
+        if (!a.grad.view[v].data) continue;
+        const int u = shape.views - 1 - v;
+        for (int64_t s = 0; s < kStrips && s * kPanel < width; ++s) {
+          const int64_t begin = s * shape.rows * kPanel, column = first + s * kPanel;
+          const T *own = columns.strips[v] + begin, *other = columns.strips[u] + begin;
+          if (!shape.by_rows) take_columns(gram, shape.dim, column, v == 0 && u == 1, right);
+          lefts[u]->multiply(shape.by_rows ? own : right, out);
+          for (int64_t n = 0; n < shape.rows; ++n) {
+#pragma GCC unroll 16
+            for (int w = 0; w < kWides; ++w) {
+              const int64_t l = w * kWide, i = n * kPanel + l;
+              store(before + i, off * widen(out + i) + load(share + s * kPanel + l) * widen(other + i));
+            }
+          }
+          // Back through the normalisation: less the mean, less what lies along the column.
+          double mean[kPanel], along[kPanel];
+          sum_strip(shape.rows, mean, [&](int64_t n, int w) { return load(before + n * kPanel + w * kWide); });
+          sum_strip(shape.rows, along, [&](int64_t n, int w) {
+            const int64_t i = n * kPanel + w * kWide;
+            return load(before + i) * widen(own + i);
+          });
+          for (int64_t l = 0; l < kPanel; ++l) {
+            mean[l] /= static_cast<double>(shape.rows);
+            along[l] /= static_cast<double>(shape.rows);
+          }
+          for (int64_t n = 0; n < shape.rows; ++n) {
+#pragma GCC unroll 16
+            for (int w = 0; w < kWides; ++w) {
+              const int64_t l = w * kWide, i = n * kPanel + l;
+              const vd rest = load(before + i) - load(mean + l) - widen(own + i) * load(along + l);
+              narrow(gradient + i, load(columns.weight[v] + s * kPanel + l) * rest);
+            }
+          }
+          store_strip(a.grad.view[v], column, gradient);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void cross_correlation(const CrossCorrelation& a) {
+  const double share = forward<float>(a.views, a.eps, a.diagonal, a.off_diagonal, a.gram);
+  const bool exact = share < kLeastShare;
+  if (exact) forward<double>(a.views, a.eps, a.diagonal, a.off_diagonal, static_cast<double*>(nullptr));
+  if (a.exact) *a.exact = exact;
+}
+
+void cross_correlation_backward(const CrossCorrelationBackward& a) {
+  if (!*a.exact) return backward<float>(a, a.gram);
+  const Shape shape(a.views);
+  Scratch gram(shape.matrices() * shape.size() * shape.size() * 8);
+  std::vector<double> diagonal(shape.dim);
+  double off;
+  forward<double>(a.views, a.eps, diagonal.data(), &off, gram.as<double>());
+  backward<double>(a, gram.as<double>());
+}
+
+}  // namespace pyssl::PYSSL_ISA
