@@ -15,8 +15,11 @@ from pyssl_fast.losses.nt_xent import NTXentLoss
 from pyssl_fast.losses.siglip import SigLipLoss
 from pyssl_fast.losses.spectral import SpectralContrastiveLoss
 from pyssl_fast.losses.sup_con import SupConLoss
+from pyssl_fast.losses.tico import TiCoLoss
 from pyssl_fast.losses.triplet import BatchTripletMarginLoss, TripletMarginLoss
+from pyssl_fast.losses.vibcreg import VIbCRegLoss
 from pyssl_fast.losses.vicreg import VICRegLoss
+from pyssl_fast.losses.w_mse import WMSELoss
 
 InfoNCE = InfoNCELoss  # info-nce-pytorch's name
 
@@ -39,6 +42,9 @@ __all__ = [
     "SigLipLoss",
     "SpectralContrastiveLoss",
     "SupConLoss",
+    "TiCoLoss",
     "TripletMarginLoss",
     "VICRegLoss",
+    "VIbCRegLoss",
+    "WMSELoss",
 ]

@@ -4,6 +4,7 @@ from pyssl_fast.modules.encoders import build_encoder
 from pyssl_fast.modules.heads import PredictionHead, ProjectionHead
 from pyssl_fast.modules.nearest_neighbour import NNMemoryBankModule
 from pyssl_fast.modules.queue import KeyQueue, MemoryBankModule
+from pyssl_fast.modules.whitening import Whitening2d
 
 __all__ = [
     "KeyQueue",
@@ -11,5 +12,6 @@ __all__ = [
     "NNMemoryBankModule",
     "PredictionHead",
     "ProjectionHead",
+    "Whitening2d",
     "build_encoder",
 ]

@@ -1,11 +1,20 @@
 """Losses on the covariance of two views' columns, by system."""
 
 from pyssl_fast.functional.covariance.barlow_twins import BarlowTwinsTerms, barlow_twins
+from pyssl_fast.functional.covariance.tico import tico
+from pyssl_fast.functional.covariance.vibcreg import vibcreg
 from pyssl_fast.functional.covariance.vicreg import VICRegTerms, vicreg
+from pyssl_fast.functional.covariance.w_mse import Whitened, norm_mse_loss, w_mse, whiten
 
 __all__ = [
     "BarlowTwinsTerms",
     "VICRegTerms",
+    "Whitened",
     "barlow_twins",
+    "norm_mse_loss",
+    "tico",
+    "vibcreg",
     "vicreg",
+    "w_mse",
+    "whiten",
 ]

@@ -11,8 +11,12 @@ from tests.functional.covariance.cases import LOSSES, Loss
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
-@every_loss
-def test_gradients_are_the_differences(loss: Loss) -> None:
+differentiable = [name for name, loss in LOSSES.items() if not loss.constant]
+
+
+@pytest.mark.parametrize("name", differentiable)
+def test_gradients_are_the_differences(name: str) -> None:
+    loss = LOSSES[name]
     assert torch.autograd.gradcheck(loss.call, loss.views(9, torch.float64))
 
 
@@ -85,7 +89,9 @@ def test_not_a_number_comes_out(loss: Loss, bad: float, backend: str) -> None:
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_gives_the_same_gradient(loss: Loss, use_reentrant: bool, backend: str) -> None:
     views = loss.views()
+    torch.manual_seed(0)
     plain = torch.autograd.grad(loss.call(*views), views)
+    torch.manual_seed(0)
     checkpoint(loss.call, *views, use_reentrant=use_reentrant).backward()
     for x, want in zip(views, plain, strict=True):
         assert torch.equal(x.grad, want)
@@ -121,8 +127,9 @@ def test_no_gradient_asked_for_no_graph(loss: Loss, backend: str) -> None:
     assert not loss.call(*(x.detach() for x in views)).requires_grad
 
 
-@every_loss
-def test_second_derivatives_are_right_or_an_error(loss: Loss) -> None:
+@pytest.mark.parametrize("name", differentiable)
+def test_second_derivatives_are_right_or_an_error(name: str) -> None:
+    loss = LOSSES[name]
     views = loss.views(9, torch.float64)
     if not loss.fused:
         assert torch.autograd.gradgradcheck(loss.call, views)
