@@ -141,6 +141,17 @@ void decorrelation(const pyssl::Views& views, Pointer square, Pointer off_correl
   pyssl::table().decorrelation({views, as<double>(square), as<double>(off_correlation), as<double>(gram)});
 }
 
+void characteristic(const pyssl::Views& views, double step, int64_t count, Pointer cosine, Pointer sine) {
+  py::gil_scoped_release release;
+  pyssl::table().characteristic({views, step, count, as<double>(cosine), as<double>(sine)});
+}
+
+void characteristic_backward(const pyssl::Views& views, double step, int64_t count, Pointer grad_cosine,
+                             Pointer grad_sine, const pyssl::Views& grad) {
+  py::gil_scoped_release release;
+  pyssl::table().characteristic_backward({views, step, count, as<double>(grad_cosine), as<double>(grad_sine), grad});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -197,4 +208,8 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("grad_diagonal"), py::arg("grad_off_diagonal"), py::arg("gram"), py::arg("exact"), py::arg("grad"));
   m.def("decorrelation", &decorrelation, py::arg("views"), py::arg("square"), py::arg("off_correlation"),
         py::arg("gram"));
+  m.def("characteristic", &characteristic, py::arg("views"), py::arg("step"), py::arg("count"), py::arg("cosine"),
+        py::arg("sine"));
+  m.def("characteristic_backward", &characteristic_backward, py::arg("views"), py::arg("step"), py::arg("count"),
+        py::arg("grad_cosine"), py::arg("grad_sine"), py::arg("grad"));
 }

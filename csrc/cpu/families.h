@@ -169,6 +169,21 @@ struct Decorrelation {
   double* gram;             // [K, K]
 };
 
+struct Characteristic {
+  Views views;            // one, of groups as positions
+  double step;            // of the frequencies, k·step with k = 1 … count
+  int64_t count;
+  double *cosine, *sine;  // [groups, count, dim]
+};
+
+struct CharacteristicBackward {
+  Views views;
+  double step;
+  int64_t count;
+  const double *grad_cosine, *grad_sine;
+  Views grad;
+};
+
 struct Table {
   const char* name;
   bool has_bfloat16;  // whether the bfloat16 precisions are built; float32 stands in for them where not
@@ -184,6 +199,8 @@ struct Table {
   void (*cross_correlation)(const CrossCorrelation&);
   void (*cross_correlation_backward)(const CrossCorrelationBackward&);
   void (*decorrelation)(const Decorrelation&);
+  void (*characteristic)(const Characteristic&);
+  void (*characteristic_backward)(const CharacteristicBackward&);
 };
 
 }  // namespace pyssl

@@ -19,6 +19,8 @@ const Table table = {PYSSL_ISA_NAME,
                      auto_covariance_backward,
                      cross_correlation,
                      cross_correlation_backward,
-                     decorrelation};
+                     decorrelation,
+                     characteristic,
+                     characteristic_backward};
 
 }  // namespace pyssl::PYSSL_ISA

@@ -2,10 +2,13 @@
 
 from pyssl_fast.functional.covariance import (
     BarlowTwinsTerms,
+    LeJEPATerms,
     VICRegTerms,
     Whitened,
     barlow_twins,
+    lejepa,
     norm_mse_loss,
+    sigreg,
     tico,
     vibcreg,
     vicreg,
@@ -38,6 +41,7 @@ from pyssl_fast.functional.similarity import (
 
 __all__ = [
     "BarlowTwinsTerms",
+    "LeJEPATerms",
     "Metrics",
     "VICRegTerms",
     "Whitened",
@@ -51,6 +55,7 @@ __all__ = [
     "info_nce",
     "info_nce_loss",
     "koleo",
+    "lejepa",
     "mean_shift",
     "nearest_neighbours",
     "negative_cosine_similarity",
@@ -58,6 +63,7 @@ __all__ = [
     "norm_mse_loss",
     "nt_xent",
     "siglip",
+    "sigreg",
     "spectral_contrastive",
     "sup_con",
     "tico",

@@ -8,6 +8,7 @@ from pyssl_fast.losses.hard_negatives import HardNegativeLoss
 from pyssl_fast.losses.hypersphere import HypersphereLoss
 from pyssl_fast.losses.info_nce import InfoNCELoss
 from pyssl_fast.losses.koleo import KoLeoLoss
+from pyssl_fast.losses.le_jepa import LeJEPALoss, SIGReg
 from pyssl_fast.losses.mean_shift import MeanShiftLoss
 from pyssl_fast.losses.negative_cosine import NegativeCosineSimilarity
 from pyssl_fast.losses.nnclr import NNCLRLoss
@@ -35,10 +36,12 @@ __all__ = [
     "InfoNCE",
     "InfoNCELoss",
     "KoLeoLoss",
+    "LeJEPALoss",
     "MeanShiftLoss",
     "NNCLRLoss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SIGReg",
     "SigLipLoss",
     "SpectralContrastiveLoss",
     "SupConLoss",

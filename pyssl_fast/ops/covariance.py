@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -304,4 +305,68 @@ define(
     kernel=_decorrelation,
     fake=_decorrelation_fake,
     autocast=1,
+)
+
+
+# ---- characteristic: the empirical characteristic functions of columns ----------------------------------------------
+
+
+def _check_frequencies(step: float, count: int) -> None:
+    if not 0 < step < math.inf or count < 1:
+        raise ValueError(f"step must be above 0 and count at least 1; got {step} and {count}")
+
+
+def _characteristic(x: Tensor, step: float, count: int, backend: str) -> tuple[Tensor, Tensor]:
+    _check_views(x, None, "[G, N, D]")
+    _check_frequencies(step, count)
+    result: tuple[Tensor, Tensor] = kernels(backend, "covariance").characteristic(x, step, count)
+    return result
+
+
+def _characteristic_fake(x: Tensor, step: float, count: int, backend: str) -> tuple[Tensor, Tensor]:
+    groups, _, dim = x.shape
+    cosine, sine = (x.new_empty(groups, count, dim, dtype=torch.float64) for _ in range(2))
+    return cosine, sine
+
+
+def _characteristic_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.step, _, ctx.backend = inputs
+    ctx.save_for_backward(x)
+
+
+def _characteristic_autograd(ctx: Any, grad_cosine: Tensor, grad_sine: Tensor) -> tuple[Any, ...]:
+    (x,) = ctx.saved_tensors
+    grad = torch.ops.pyssl_fast.characteristic_backward(grad_cosine, grad_sine, x, ctx.step, ctx.backend)
+    return grad, None, None, None
+
+
+def _characteristic_backward(grad_cosine: Tensor, grad_sine: Tensor, x: Tensor, step: float, backend: str) -> Tensor:
+    _check_views(x, None, "[G, N, D]")
+    count = grad_cosine.shape[1] if grad_cosine.dim() == 3 else 0
+    _check_frequencies(step, count)
+    shape = (x.shape[0], count, x.shape[2])
+    _check_statistics(x, grad_cosine=(grad_cosine, shape), grad_sine=(grad_sine, shape))
+    result: Tensor = kernels(backend, "covariance").characteristic_backward(grad_cosine, grad_sine, x, step)
+    return result
+
+
+def _characteristic_backward_fake(
+    grad_cosine: Tensor, grad_sine: Tensor, x: Tensor, step: float, backend: str
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+# Of each value a sine, a cosine and 4 operations for every frequency, forward and backward alike. Bytes: x read twice,
+# its gradient written once.
+define(
+    "characteristic(Tensor x, float step, int count, str backend) -> (Tensor cosine, Tensor sine)",
+    kernel=_characteristic,
+    fake=_characteristic_fake,
+    setup_context=_characteristic_setup,
+    backward=_characteristic_autograd,
+)
+define(
+    "characteristic_backward(Tensor grad_cosine, Tensor grad_sine, Tensor x, float step, str backend) -> Tensor",
+    kernel=_characteristic_backward,
+    fake=_characteristic_backward_fake,
 )

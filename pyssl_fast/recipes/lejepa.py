@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from pyssl_fast.losses import LeJEPALoss
@@ -18,7 +17,7 @@ class LeJEPA(ExpandedViews):
     @dataclass(frozen=True)
     class Options(ExpandedViews.Options):
         embedding_dim: int = option(64, "Length of the embeddings.")
-        gaussianity: float = option(0.05, "Weight of the distance from the Gaussian, 0 to 1; the views' has the rest.")
+        gaussianity: float = option(0.1, "Weight of the distance from the Gaussian, 0 to 1; the views' has the rest.")
         directions: int = option(256, "Random directions per step along which the distribution is looked at.")
 
     def __init__(self, encoder: nn.Module, features: int, options: Options) -> None:
@@ -26,6 +25,7 @@ class LeJEPA(ExpandedViews):
         self.criterion = LeJEPALoss(options.gaussianity, sigreg_num_vectors=options.directions)
 
     def loss(self, *embeddings: Tensor) -> Tensor:
-        views = torch.stack(embeddings)
-        loss: Tensor = self.criterion(local_proj=views[:0], global_proj=views)
+        # Of two views alike, it is all the same which one is called the global one.
+        first, second = embeddings
+        loss: Tensor = self.criterion(local_proj=second[None], global_proj=first[None])
         return loss

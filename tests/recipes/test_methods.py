@@ -302,6 +302,19 @@ def test_w_mse_compares_whitened_views(data_folder, tmp_path):
     assert recipe.loss(*mixed).item() == pytest.approx(expected, rel=1e-4)  # whitening takes a triangular mixing away
 
 
+def test_lejepa_treats_both_views_alike(data_folder, tmp_path):
+    torch.manual_seed(0)
+    views = torch.randn(2, 6, 64)
+    recipe = recipe_of(data_folder, tmp_path, "lejepa", gaussianity=0.3, directions=5)
+    losses = []
+    for order in (views, views.flip(0)):
+        torch.manual_seed(1)
+        losses.append(recipe.loss(*order).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    alone = recipe_of(data_folder, tmp_path / "alone", "lejepa", gaussianity=0.0).loss(*views)
+    assert alone.item() == pytest.approx((views[0] - views[1]).square().mean().item() / 2, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "batch_size", "size", "dim"),
     [

@@ -5,6 +5,7 @@
 //   auto.cpp           every view with itself: VICReg
 //   cross.cpp          two views whose columns are normalised: Barlow Twins
 //   decorrelation.cpp  what is watched while training
+//   characteristic.cpp columns' characteristic functions: SIGReg
 #pragma once
 
 #include "../families.h"
@@ -17,5 +18,7 @@ void auto_covariance_backward(const AutoCovarianceBackward& args);
 void cross_correlation(const CrossCorrelation& args);
 void cross_correlation_backward(const CrossCorrelationBackward& args);
 void decorrelation(const Decorrelation& args);
+void characteristic(const Characteristic& args);
+void characteristic_backward(const CharacteristicBackward& args);
 
 }  // namespace pyssl::PYSSL_ISA

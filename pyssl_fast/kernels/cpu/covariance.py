@@ -134,3 +134,24 @@ def decorrelation(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     gram = x.new_empty(side, side, dtype=torch.float64)
     _cpu.decorrelation(_flat_views(x, None), square.data_ptr(), off_correlation.data_ptr(), gram.data_ptr())
     return square, off_correlation, gram
+
+
+def _groups(x: Tensor) -> _cpu.Views:
+    """Of x [G, N, D], a group to each position."""
+    return _views(x.transpose(0, 1), None, x.shape[0])
+
+
+def characteristic(x: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
+    x = rows(x)
+    cosine, sine = (x.new_empty(x.shape[0], count, x.shape[2], dtype=torch.float64) for _ in range(2))
+    _cpu.characteristic(_groups(x), step, count, cosine.data_ptr(), sine.data_ptr())
+    return cosine, sine
+
+
+def characteristic_backward(grad_cosine: Tensor, grad_sine: Tensor, x: Tensor, step: float) -> Tensor:
+    x, grad_cosine, grad_sine = rows(x), grad_cosine.contiguous(), grad_sine.contiguous()
+    grad = x.new_empty(x.shape)
+    _cpu.characteristic_backward(
+        _groups(x), step, grad_cosine.shape[1], grad_cosine.data_ptr(), grad_sine.data_ptr(), _groups(grad)
+    )
+    return grad

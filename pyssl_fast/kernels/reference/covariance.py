@@ -145,3 +145,30 @@ def decorrelation(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     correlation = _off_diagonal(inverse[:, None] * c * inverse)
     gram = a @ a.T if x.shape[0] < x.shape[1] else c
     return a.square().sum(0).double(), correlation.abs().sum().double(), gram.double()
+
+
+# ---- characteristic: the empirical characteristic functions of columns ----------------------------------------------
+
+
+def characteristic(x: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
+    """Of the columns of each of G groups, at the frequencies t_k = k·step, k = 1 … count:
+
+        cosine, sine  [G, count, D] float64: means of cos(t_k·x) and of sin(t_k·x) over the samples
+
+    x: [G, N, D].
+    """
+    angles = [k * step * x for k in range(1, count + 1)]
+    cosine = torch.stack([angle.cos().mean(1) for angle in angles], 1)
+    sine = torch.stack([angle.sin().mean(1) for angle in angles], 1)
+    return cosine.double(), sine.double()
+
+
+def characteristic_backward(grad_cosine: Tensor, grad_sine: Tensor, x: Tensor, step: float) -> Tensor:
+    """∂x = Σ_k t_k·(∂sine_k·cos(t_k·x) − ∂cosine_k·sin(t_k·x)) / N."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grad = torch.zeros_like(x, dtype=wide)
+    for k, (by_cosine, by_sine) in enumerate(zip(grad_cosine.unbind(1), grad_sine.unbind(1), strict=True), 1):
+        angle = k * step * x
+        turned = by_sine.to(wide)[:, None] * angle.cos() - by_cosine.to(wide)[:, None] * angle.sin()
+        grad += k * step / x.shape[1] * turned
+    return grad.to(x.dtype)
