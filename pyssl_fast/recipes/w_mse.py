@@ -28,9 +28,7 @@ class WMSE(TwoViews):
             0, "Embeddings that are whitened together, a divisor of the batch size; 0 is the largest up to 128."
         )
         repeats: int = option(1, "Times that a batch is divided at random and whitened.")
-        eps: float = option(
-            0.0, "Share of the identity in the covariances, 0 to 1; above 0 where they are singular."
-        )
+        eps: float = option(0.0, "Share of the identity in the covariances, 0 to 1; above 0 where they are singular.")
 
     def __init__(self, encoder: nn.Module, features: int, options: Options) -> None:
         super().__init__(encoder, features, options)
