@@ -13,8 +13,8 @@ from pyssl_fast.losses import WMSELoss
 from pyssl_fast.recipes.recipe import option
 from pyssl_fast.recipes.two_views import TwoViews
 
-LONGEST = 128  # embeddings that are whitened together, unless more are asked for
-WIDEST = 64  # dimensions, likewise
+SIZES = range(128, 63, -1)  # of what is whitened together, unless another is asked for
+WIDEST = 64  # length of the embeddings, likewise
 
 
 class WMSE(TwoViews):
@@ -25,7 +25,7 @@ class WMSE(TwoViews):
     class Options(TwoViews.Options):
         embedding_dim: int = option(0, "Length of the embeddings; 0 is half of --whitening-size, at most 64.")
         whitening_size: int = option(
-            0, "Embeddings that are whitened together, a divisor of the batch size; 0 is the largest up to 128."
+            0, "Embeddings whitened together, a divisor of the batch size; 0 is the largest of 64 to 128, or all."
         )
         repeats: int = option(1, "Times that a batch is divided at random and whitened.")
         eps: float = option(0.0, "Share of the identity in the covariances, 0 to 1; above 0 where they are singular.")
@@ -42,7 +42,7 @@ class WMSE(TwoViews):
 
     @classmethod
     def complete(cls, options: Mapping[str, Any], images: int, batch_size: int) -> dict[str, Any]:
-        size = options["whitening_size"] or max(n for n in range(1, LONGEST + 1) if batch_size % n == 0)
+        size = options["whitening_size"] or next((n for n in SIZES if batch_size % n == 0), batch_size)
         if size < 0 or batch_size % size:
             raise ValueError(f"--whitening-size must divide the batch size {batch_size}, got {size}")
         dim = options["embedding_dim"] or min(WIDEST, size // 2)

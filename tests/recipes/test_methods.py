@@ -320,6 +320,7 @@ def test_lejepa_treats_both_views_alike(data_folder, tmp_path):
     [
         ({}, 256, 128, 64),
         ({}, 250, 125, 62),
+        ({}, 251, 251, 64),
         ({}, 6, 6, 3),
         ({"whitening_size": 256}, 512, 256, 64),
         ({"whitening_size": 256, "embedding_dim": 128}, 512, 256, 128),
