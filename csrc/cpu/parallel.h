@@ -20,19 +20,32 @@ bool is_forked_child();
 
 namespace pyssl::PYSSL_ISA {
 
+// Asks for huge pages where `bytes` from data cover some and are not touched yet. The faults of small ones take 5 ms for
+// 8 MB, of huge ones 0.5: as long as the products of a loss at that size, or less than a pass over it.
+static inline void prefer_huge_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kHuge * kHuge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 // Scratch memory, 64-byte aligned, not initialised. Large pieces are mapped, so that they go back to the system at once:
 // the heap would keep them beside what is allocated next (SigLIP of 4,096 × 512 then holds 69 MB instead of 52). They
-// take huge pages where the system gives them: the faults of small ones cost as much as a normalisation pass.
+// take huge pages where the system gives them.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) : size_((static_cast<size_t>(bytes > 0 ? bytes : 1) + 63) / 64 * 64) {
 #ifdef MADV_HUGEPAGE
     if (size_ >= kMapped) {
-      size_ += kHuge;  // room to begin at a huge page
+      size_ = (size_ + kHuge - 1) / kHuge * kHuge + kHuge;  // whole huge pages, and room to begin at one
       mapped_ = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (mapped_ == MAP_FAILED) throw std::bad_alloc();
       data_ = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(mapped_) + kHuge - 1) / kHuge * kHuge);
-      madvise(data_, (size_ - kHuge) / kHuge * kHuge, MADV_HUGEPAGE);
+      prefer_huge_pages(data_, static_cast<int64_t>(size_ - kHuge));
       return;
     }
 #endif
@@ -52,7 +65,7 @@ class Scratch {
   }
 
  private:
-  static constexpr size_t kHuge = size_t{1} << 21, kMapped = 2 * kHuge;
+  static constexpr size_t kHuge = size_t{1} << 21, kMapped = kHuge / 2;
   size_t size_;
   void *data_ = nullptr, *mapped_ = nullptr;
 };

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyssl_fast import functional
+from pyssl_fast import functional, losses
 from pyssl_fast.benchmark.cases import Call, Case, Peer, System
 from pyssl_fast.benchmark.inputs import peer_class, two_views
 
@@ -91,6 +94,61 @@ BARLOW_TWINS = System(
     family="covariance",
 )
 
+TICO = System(
+    "tico",
+    "TiCo",
+    inputs=two_views,
+    ours=lambda case, *z: partial(_tico(case, losses.TiCoLoss()), *z),
+    peers={"lightly": Peer(lambda case, *z: partial(_tico(case, peer_class("lightly.loss:TiCoLoss")), *z), copies=4.0)},
+    # The second moment, which is kept, is symmetric; and its product with one view is value and gradient.
+    gemms=lambda case: 1.5 * max(1.0, case.dim / case.rows),
+    keys="columns",
+    views=2,
+    copies=4.0,
+    family="covariance",
+)
+
+
+def _tico(case: Case, loss: Any) -> Any:
+    """Of views in turn, without the memory of earlier calls: so that every call gives the same."""
+    return partial(loss, update_covariance_matrix=False)
+
+
+def _whitened(case: Case, loss: Any, z0: Tensor, z1: Tensor) -> Call:
+    def call() -> Tensor:
+        torch.manual_seed(0)  # of the deal into sub-batches
+        value: Tensor = loss(torch.cat((z0, z1)))
+        return value
+
+    return call
+
+
+def _w_mse_settings(case: Case) -> dict[str, Any]:
+    return {
+        "embedding_dim": case.dim,
+        "w_size": math.gcd(case.rows, max(256, 2 * case.dim)),
+        "track_running_stats": False,
+    }
+
+
+W_MSE = System(
+    "w-mse",
+    "W-MSE",
+    inputs=two_views,
+    ours=lambda case, *z: _whitened(case, losses.WMSELoss(**_w_mse_settings(case)), *z),
+    peers={
+        "lightly": Peer(
+            lambda case, *z: _whitened(case, peer_class("lightly.loss:WMSELoss", **_w_mse_settings(case)), *z)
+        )
+    },
+    # Of each view: the covariance, the solution, and two products of that size for the gradient of each.
+    gemms=lambda case: 2 * (0.5 + 0.5) * (3 if case.backward else 1),
+    keys="columns",
+    views=2,
+    copies=4.0,
+    family="covariance",
+)
+
 # What the kernels are built to be good at, and how good they are to be on two cores with AVX-512.
 CASES = (
     Case(VICREG, 256, 8192, targets={"lightly": 150, "gram": 1.3}, target_mb=64),
@@ -98,4 +156,6 @@ CASES = (
     Case(VICREG, 4096, 8192, only_ours=True),
     Case(BARLOW_TWINS, 256, 8192, targets={"lightly": 50}, target_mb=64),
     Case(BARLOW_TWINS, 2048, 2048, targets={"lightly": 1.0, "bare": 1 / 1.25}),
+    Case(TICO, 2048, 256),
+    Case(W_MSE, 2048, 128),
 )

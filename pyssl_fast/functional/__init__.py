@@ -12,6 +12,7 @@ from pyssl_fast.functional.covariance import (
     tico,
     vibcreg,
     vicreg,
+    vicregl,
     w_mse,
     whiten,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "uniformity",
     "vibcreg",
     "vicreg",
+    "vicregl",
     "w_mse",
     "whiten",
 ]

@@ -20,6 +20,7 @@ from pyssl_fast.losses.tico import TiCoLoss
 from pyssl_fast.losses.triplet import BatchTripletMarginLoss, TripletMarginLoss
 from pyssl_fast.losses.vibcreg import VIbCRegLoss
 from pyssl_fast.losses.vicreg import VICRegLoss
+from pyssl_fast.losses.vicregl import VICRegLLoss
 from pyssl_fast.losses.w_mse import WMSELoss
 
 InfoNCE = InfoNCELoss  # info-nce-pytorch's name
@@ -47,6 +48,7 @@ __all__ = [
     "SupConLoss",
     "TiCoLoss",
     "TripletMarginLoss",
+    "VICRegLLoss",
     "VICRegLoss",
     "VIbCRegLoss",
     "WMSELoss",

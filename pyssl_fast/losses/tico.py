@@ -14,7 +14,8 @@ class TiCoLoss(nn.Module):
     """TiCo's loss: `pyssl_fast.functional.tico` with its settings and its C. Takes the place of lightly's class.
 
     Differences: C is a buffer, so it is saved, moved and loaded with the module; and a batch whose C would not be
-    finite, as an overflow under GradScaler, leaves it as it is.
+    finite, as an overflow under GradScaler, leaves it as it is. Under gradient checkpointing call the function instead:
+    a second forward pass would move C once more.
 
     Args:
         beta: 0 to 1, C's share of what it was before.
@@ -50,7 +51,9 @@ class TiCoLoss(nn.Module):
             with torch.no_grad():
                 if before is None:
                     self.C = before = self.C.new_zeros(after.shape)
-                self.C.copy_(torch.where(after.isfinite().all(), after.to(before.dtype), before))
+                # An entry of a row that is not finite stands squared on the diagonal.
+                finite = after.diagonal().isfinite().all()
+                self.C.copy_(torch.where(finite, after.to(before.dtype), before))
         return loss
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

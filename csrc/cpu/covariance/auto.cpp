@@ -134,68 +134,78 @@ template <class T, class From>
 void backward(const AutoCovarianceBackward& a, int64_t position, int begin, int end, const From* const* gram) {
   const Shape shape(a.views);
   const int views = a.views.count(), threads = a.views.threads;
-  const int64_t group_size = kGroup * shape.rows, padded = Left<T>::padded(shape.rows);
-  std::unique_ptr<Left<T>> lefts[2];
-  for (int v = begin; v < end; ++v) lefts[v].reset(new Left<T>(shape.rows, shape.size));
-  Scratch raws(threads * 2 * group_size * 4), centred(threads * group_size * int64_t{sizeof(T)});
-  Scratch outs(threads * padded * kPanel * int64_t{sizeof(T)}), gradients(threads * shape.rows * kPanel * 4);
+  const int64_t group_size = kGroup * shape.rows, strip = shape.rows * kPanel;
+  std::unique_ptr<RowsLeft<T>> rows[2];
+  std::unique_ptr<ColumnsLeft<T>> columns[2];
+  for (int v = begin; v < end; ++v) {
+    if (shape.by_rows)
+      rows[v].reset(new RowsLeft<T>(shape.rows));
+    else
+      columns[v].reset(new ColumnsLeft<T>(shape.rows, shape.dim));
+  }
+  Scratch raws(threads * 2 * group_size * 4), centred(shape.by_rows ? threads * group_size * int64_t{sizeof(T)} : 0);
+  Scratch outs(threads * padded(shape.rows) * kPanel * int64_t{sizeof(T)}), rooms(threads * strip * 4);
   Scratch rights(shape.by_rows ? 0 : threads * shape.size * kPanel * int64_t{sizeof(T)});
 
   parallel(threads, [&](Team team) {
     float* raw[2] = {raws.as<float>() + team.rank * 2 * group_size,
                      raws.as<float>() + (team.rank * 2 + 1) * group_size};
-    T* strips = centred.as<T>() + team.rank * group_size;
     double mean[kGroup], squares[kGroup];
-    const int64_t parts = shape.by_rows ? lefts[begin]->panels() : groups(shape.dim);
+    const int64_t parts = shape.by_rows ? rows[begin]->panels() : groups(shape.dim);
     for (int64_t number; (number = team.claim()) < (end - begin) * parts;) {
       const int v = begin + static_cast<int>(number / parts);
       const int64_t part = number % parts;
       if (shape.by_rows) {
-        lefts[v]->take(part, gram[v]);
+        rows[v]->take(part, gram[v]);
       } else {
         load_group(at(a.views, v, position), part * kGroup, raw[0]);
         moments(raw[0], shape.rows, mean, squares);
-        centre(raw[0], shape.rows, mean, nullptr, strips);
-        lefts[v]->take_group(part * kGroup, strips);
+        centre(raw[0], shape.rows, mean, nullptr, columns[v]->strips(part));
       }
     }
     team.barrier();
 
-    T* out = outs.as<T>() + team.rank * padded * kPanel;
+    T* out = outs.as<T>() + team.rank * padded(shape.rows) * kPanel;
     T* right = rights.as<T>() + team.rank * shape.size * kPanel;
-    float* gradient = gradients.as<float>() + team.rank * shape.rows * kPanel;
+    float* room = rooms.as<float>() + team.rank * strip;
     for (int64_t g; (g = team.claim()) < groups(shape.dim);) {
       const int64_t first = g * kGroup, width = std::min(kGroup, shape.dim - first);
       for (int v = 0; v < views; ++v) load_group(at(a.views, v, position), first, raw[v]);
       for (int v = begin; v < end; ++v) {
+        T* strips = shape.by_rows ? centred.as<T>() + team.rank * group_size : columns[v]->strips(g);
+        if (shape.by_rows) {
+          moments(raw[v], shape.rows, mean, squares);
+          centre(raw[v], shape.rows, mean, nullptr, strips);
+        }
         const int64_t line = v * a.views.positions + position;
-        moments(raw[v], shape.rows, mean, squares);
-        centre(raw[v], shape.rows, mean, nullptr, strips);
         double own[kGroup] = {};  // what each column's own values are multiplied by
         const double off = 4 * a.grad_off_diagonal[line], apart = views == 2 ? 2 * a.grad_distance : 0;
         for (int64_t l = 0; l < width; ++l) {
           own[l] = 2 * a.grad_square[line * shape.dim + first + l];
           if (shape.by_rows) own[l] -= off * squares[l];
         }
-        const float* other = raw[views - 1 - v];
         for (int64_t s = 0; s < kStrips && s * kPanel < width; ++s) {
-          const T* strip = strips + s * shape.rows * kPanel;
-          if (!shape.by_rows) {
-            take_columns(gram[v], shape.size, first + s * kPanel, false, right);
-            for (int64_t l = 0; l < std::min(kPanel, width - s * kPanel); ++l)
-              right[(first + s * kPanel + l) * kPanel + l] = 0;
+          const int64_t column = first + s * kPanel;
+          const T* centre_of = strips + s * strip;
+          if (shape.by_rows) {
+            rows[v]->multiply(centre_of, out);
+          } else {
+            take_columns(gram[v], shape.size, column, false, right);
+            for (int64_t l = 0; l < std::min(kPanel, shape.dim - column); ++l) right[(column + l) * kPanel + l] = 0;
+            columns[v]->multiply(right, out);
           }
-          lefts[v]->multiply(shape.by_rows ? strip : right, out);
+          const float *one = raw[v] + s * strip, *other = raw[views - 1 - v] + s * strip;
+          const StripOut gradient(at(a.grad, v, position), column, room);
           for (int64_t n = 0; n < shape.rows; ++n) {
 #pragma GCC unroll 16
             for (int w = 0; w < kWides; ++w) {
-              const int64_t l = w * kWide, i = n * kPanel + l, whole = s * shape.rows * kPanel + i;
-              const vd distance = widen(raw[v] + whole) - widen(other + whole);
-              narrow(gradient + i,
-                     off * widen(out + i) + load(own + s * kPanel + l) * widen(strip + i) + apart * distance);
+              const int64_t l = w * kWide, i = n * kPanel + l;
+              const vd distance = widen(one + i) - widen(other + i);
+              narrow(gradient.data + n * gradient.stride + l,
+                     off * widen(out + i) + load(own + s * kPanel + l) * widen(centre_of + i) + apart * distance);
             }
           }
-          store_strip(at(a.grad, v, position), first + s * kPanel, gradient);
+          gradient.finish();
         }
       }
     }
@@ -221,6 +231,7 @@ void auto_covariance(const AutoCovariance& a) {
 }
 
 void auto_covariance_backward(const AutoCovarianceBackward& a) {
+  for (int v = 0; v < 2; ++v) prefer_huge_pages(a.grad, v);
   const Shape shape(a.views);
   const int64_t size = shape.size * shape.size;
   for (int64_t e = 0; e < a.views.positions; ++e) {

@@ -1,7 +1,7 @@
 // A group of columns of a view: read once, then worked on in the second-level cache.
 //
 // A group is kGroup columns in strips of kPanel, a micro-tile's width: [kStrips][rows][kPanel]. A strip is what the
-// products read, and its columns' sums stay in registers. Columns beyond the last are 0, and so are their results.
+// products read from either side, and its columns' sums stay in registers. Columns beyond the last are 0, and so are their results.
 #pragma once
 
 #include <algorithm>
@@ -41,27 +41,51 @@ static inline Matrix at(const Views& views, int v, int64_t position) {
   return x;
 }
 
+// Of what will be written: all positions of a view.
+static inline void prefer_huge_pages(const Views& views, int v) {
+  const Matrix& x = views.view[v];
+  if (x.data) prefer_huge_pages(x.data, x.rows * x.stride * (x.dtype == Dtype::float32 ? 4 : 2));
+}
+
 // Columns [first, first + kGroup) of x as floats.
 static inline void load_group(const Matrix& x, int64_t first, float* group) {
   const int64_t width = std::min(kGroup, x.dim - first);
-  float row[kGroup] = {};
   Matrix part = x;
   part.data = static_cast<char*>(x.data) + first * (x.dtype == Dtype::float32 ? 4 : 2);
+  float row[kGroup] = {};
   for (int64_t n = 0; n < x.rows; ++n) {
-    load_row(part, n, width, row);
+    const float* from = row;
+    if (x.dtype == Dtype::float32 && width == kGroup)
+      from = static_cast<const float*>(part.data) + n * x.stride;
+    else
+      load_row(part, n, width, row);
     for (int64_t s = 0; s < kStrips; ++s)
-      __builtin_memcpy(group + (s * x.rows + n) * kPanel, row + s * kPanel, kPanel * 4);
+      __builtin_memcpy(group + (s * x.rows + n) * kPanel, from + s * kPanel, kPanel * 4);
   }
 }
 
-// Writes what a strip holds for columns [first, first + kPanel) of x.
-static inline void store_strip(const Matrix& x, int64_t first, const float* strip) {
-  const int64_t width = std::min(kPanel, x.dim - first);
-  if (width <= 0) return;
-  Matrix part = x;
-  part.data = static_cast<char*>(x.data) + first * (x.dtype == Dtype::float32 ? 4 : 2);
-  for (int64_t n = 0; n < x.rows; ++n) store_row(part, n, width, strip + n * kPanel);
-}
+// Where columns [first, first + kPanel) of x are written: into x itself where they are whole and floats, else by way of
+// room [rows, kPanel].
+struct StripOut {
+  StripOut(const Matrix& x, int64_t first, float* room) : part_(x), width_(std::min(kPanel, x.dim - first)) {
+    part_.data = static_cast<char*>(x.data) + first * (x.dtype == Dtype::float32 ? 4 : 2);
+    const bool direct = x.dtype == Dtype::float32 && width_ == kPanel;
+    data = direct ? static_cast<float*>(part_.data) : room;
+    stride = direct ? x.stride : kPanel;
+  }
+  // After all has been written.
+  void finish() const {
+    if (data == part_.data) return;
+    for (int64_t n = 0; n < part_.rows; ++n) store_row(part_, n, width_, data + n * kPanel);
+  }
+
+  float* data;  // row n at data + n·stride
+  int64_t stride;
+
+ private:
+  Matrix part_;
+  int64_t width_;
+};
 
 // out [kPanel] = Σ_n f(n, w), f giving the terms of vector w of row n.
 template <class F>

@@ -125,40 +125,50 @@ template <class T, class From>
 void backward(const CrossCorrelationBackward& a, const From* gram) {
   const Shape shape(a.views);
   const int threads = a.views.threads;
-  const int64_t group_size = kGroup * shape.rows, padded = Left<T>::padded(shape.rows);
-  std::unique_ptr<Left<T>> lefts[2];
-  for (int v = 0; v < shape.views; ++v) lefts[v].reset(new Left<T>(shape.rows, shape.size()));
-  Scratch raws(threads * group_size * 4), rooms(threads * 2 * group_size * int64_t{sizeof(T)});
-  Scratch outs(threads * padded * kPanel * int64_t{sizeof(T)}), gradients(threads * shape.rows * kPanel * 12);
-  Scratch rights(shape.by_rows ? 0 : threads * shape.size() * kPanel * int64_t{sizeof(T)});
+  const int64_t group_size = kGroup * shape.rows, strip = shape.rows * kPanel;
+  std::unique_ptr<RowsLeft<T>> rows[2];
+  std::unique_ptr<ColumnsLeft<T>> columns[2];
+  for (int v = 0; v < shape.views; ++v) {
+    if (shape.by_rows)
+      rows[v].reset(new RowsLeft<T>(shape.rows));
+    else
+      columns[v].reset(new ColumnsLeft<T>(shape.rows, shape.dim));
+  }
+  Scratch raws(threads * group_size * 4), normalized(shape.by_rows ? threads * 2 * group_size * int64_t{sizeof(T)} : 0);
+  Scratch outs(threads * padded(shape.rows) * kPanel * int64_t{sizeof(T)}), rooms(threads * strip * 4);
+  Scratch rights(shape.by_rows ? 0 : threads * shape.dim * kPanel * int64_t{sizeof(T)});
+  std::vector<double> weights(shape.by_rows ? 0 : 2 * groups(shape.dim) * kGroup);
 
   parallel(threads, [&](Team team) {
     float* raw = raws.as<float>() + team.rank * group_size;
-    Normalized<T> columns;
-    for (int v = 0; v < 2; ++v) columns.strips[v] = rooms.as<T>() + (team.rank * 2 + v) * group_size;
-    const int64_t parts = shape.by_rows ? shape.views * lefts[0]->panels() : groups(shape.dim);
+    Normalized<T> group;
+    const int64_t parts = shape.by_rows ? shape.views * rows[0]->panels() : groups(shape.dim);
     for (int64_t part; (part = team.claim()) < parts;) {
       if (shape.by_rows) {
-        const int64_t m = part / lefts[0]->panels();
-        lefts[m]->take(part % lefts[0]->panels(), gram + m * shape.rows * shape.rows);
+        const int64_t m = part / rows[0]->panels();
+        rows[m]->take(part % rows[0]->panels(), gram + m * shape.rows * shape.rows);
       } else {
-        columns.load(a.views, a.eps, part, raw);
-        for (int v = 0; v < shape.views; ++v) lefts[v]->take_group(part * kGroup, columns.strips[v]);
+        for (int v = 0; v < shape.views; ++v) group.strips[v] = columns[v]->strips(part);
+        group.load(a.views, a.eps, part, raw);
+        for (int v = 0; v < shape.views; ++v)
+          std::copy(group.weight[v], group.weight[v] + kGroup, &weights[(2 * part + v) * kGroup]);
       }
     }
     team.barrier();
 
-    T* out = outs.as<T>() + team.rank * padded * kPanel;
-    T* right = rights.as<T>() + team.rank * shape.size() * kPanel;
-    double* before = gradients.as<double>() + team.rank * shape.rows * kPanel;
-    float* gradient = reinterpret_cast<float*>(gradients.as<double>() + threads * shape.rows * kPanel) +
-                      team.rank * shape.rows * kPanel;
+    T* out = outs.as<T>() + team.rank * padded(shape.rows) * kPanel;
+    T* right = rights.as<T>() + team.rank * shape.dim * kPanel;
+    float* room = rooms.as<float>() + team.rank * strip;
     const double twice = shape.views == 1 ? 2 : 1, off = 2 * twice * a.grad_off_diagonal;
     for (int64_t g; (g = team.claim()) < groups(shape.dim);) {
       const int64_t first = g * kGroup, width = std::min(kGroup, shape.dim - first);
-      columns.load(a.views, a.eps, g, raw);
+      for (int v = 0; v < shape.views; ++v) {
+        group.strips[v] = shape.by_rows ? normalized.as<T>() + (team.rank * 2 + v) * group_size : columns[v]->strips(g);
+        if (!shape.by_rows) std::copy_n(&weights[(2 * g + v) * kGroup], kGroup, group.weight[v]);
+      }
+      if (shape.by_rows) group.load(a.views, a.eps, g, raw);
       double products[kGroup], share[kGroup] = {};  // what the other view's columns are multiplied by
-      products_of_columns(columns.strips[0], columns.strips[shape.views - 1], shape.rows, products);
+      if (shape.by_rows) products_of_columns(group.strips[0], group.strips[shape.views - 1], shape.rows, products);
       for (int64_t l = 0; l < width; ++l) {
         share[l] = twice * a.grad_diagonal[first + l];
         if (shape.by_rows) share[l] -= off * products[l];
@@ -167,37 +177,41 @@ void backward(const CrossCorrelationBackward& a, const From* gram) {
         if (!a.grad.view[v].data) continue;
         const int u = shape.views - 1 - v;
         for (int64_t s = 0; s < kStrips && s * kPanel < width; ++s) {
-          const int64_t begin = s * shape.rows * kPanel, column = first + s * kPanel;
-          const T *own = columns.strips[v] + begin, *other = columns.strips[u] + begin;
-          if (!shape.by_rows) take_columns(gram, shape.dim, column, v == 0 && u == 1, right);
-          lefts[u]->multiply(shape.by_rows ? own : right, out);
-          for (int64_t n = 0; n < shape.rows; ++n) {
-#pragma GCC unroll 16
-            for (int w = 0; w < kWides; ++w) {
-              const int64_t l = w * kWide, i = n * kPanel + l;
-              store(before + i, off * widen(out + i) + load(share + s * kPanel + l) * widen(other + i));
-            }
+          const int64_t column = first + s * kPanel;
+          const T *own = group.strips[v] + s * strip, *other = group.strips[u] + s * strip;
+          if (shape.by_rows) {
+            rows[u]->multiply(own, out);
+          } else {
+            take_columns(gram, shape.dim, column, v == 0 && u == 1, right);
+            columns[u]->multiply(right, out);
           }
           // Back through the normalisation: less the mean, less what lies along the column.
           double mean[kPanel], along[kPanel];
-          sum_strip(shape.rows, mean, [&](int64_t n, int w) { return load(before + n * kPanel + w * kWide); });
-          sum_strip(shape.rows, along, [&](int64_t n, int w) {
-            const int64_t i = n * kPanel + w * kWide;
-            return load(before + i) * widen(own + i);
-          });
-          for (int64_t l = 0; l < kPanel; ++l) {
-            mean[l] /= static_cast<double>(shape.rows);
-            along[l] /= static_cast<double>(shape.rows);
-          }
+          vd sum[kWides] = {}, product[kWides] = {};
           for (int64_t n = 0; n < shape.rows; ++n) {
 #pragma GCC unroll 16
             for (int w = 0; w < kWides; ++w) {
               const int64_t l = w * kWide, i = n * kPanel + l;
-              const vd rest = load(before + i) - load(mean + l) - widen(own + i) * load(along + l);
-              narrow(gradient + i, load(columns.weight[v] + s * kPanel + l) * rest);
+              const vd before = off * widen(out + i) + load(share + s * kPanel + l) * widen(other + i);
+              narrow(out + i, before);
+              sum[w] += before;
+              product[w] += before * widen(own + i);
             }
           }
-          store_strip(a.grad.view[v], column, gradient);
+          for (int w = 0; w < kWides; ++w) {
+            store(mean + w * kWide, sum[w] / static_cast<double>(shape.rows));
+            store(along + w * kWide, product[w] / static_cast<double>(shape.rows));
+          }
+          const StripOut gradient(a.grad.view[v], column, room);
+          for (int64_t n = 0; n < shape.rows; ++n) {
+#pragma GCC unroll 16
+            for (int w = 0; w < kWides; ++w) {
+              const int64_t l = w * kWide, i = n * kPanel + l;
+              const vd rest = widen(out + i) - load(mean + l) - widen(own + i) * load(along + l);
+              narrow(gradient.data + n * gradient.stride + l, load(group.weight[v] + s * kPanel + l) * rest);
+            }
+          }
+          gradient.finish();
         }
       }
     }
@@ -214,6 +228,7 @@ void cross_correlation(const CrossCorrelation& a) {
 }
 
 void cross_correlation_backward(const CrossCorrelationBackward& a) {
+  for (int v = 0; v < 2; ++v) prefer_huge_pages(a.grad, v);
   if (!*a.exact) return backward<float>(a, a.gram);
   const Shape shape(a.views);
   Scratch gram(shape.matrices() * shape.size() * shape.size() * 8);

@@ -13,9 +13,11 @@ constexpr int64_t kSteps = 512 / sizeof(T);
 
 // c [kRows, kPanel] (+)= A B; doubles take two micro-tiles.
 template <class T>
-static inline void panel_tile(const T* a, int64_t ps, const T* b, int64_t k, T* c, int64_t ldc, bool add) {
+static inline void panel_tile(const T* a, int64_t rs, int64_t ps, const T* b, int64_t k, T* c, int64_t ldc, bool add,
+                              int64_t parts = 1, int64_t part = 0) {
   constexpr int64_t kWidth = kVectors * kLanes * 4 / sizeof(T);
-  for (int64_t l = 0; l < kPanel; l += kWidth) micro_tile<kVectors>(a, 1, ps, b + l, kPanel, k, c + l, ldc, add);
+  for (int64_t l = 0; l < kPanel; l += kWidth)
+    micro_tile<kVectors>(a, rs, ps, b + l, kPanel, k, c + l, ldc, add, parts, part);
 }
 
 // ---- the matrix of one side -----------------------------------------------------------------------------------------
@@ -61,7 +63,7 @@ class Side {
           prefetch_part(next, kPanel * steps * int64_t{sizeof(T)}, I.size / kRows + 1);
           if (lower && i + kRows <= j) continue;
           const T* a = panel((I.begin + i) / kPanel) + k * kPanel + (I.begin + i) % kPanel;
-          panel_tile(a, kPanel, b, steps, s + i * kTileStride + j, kTileStride, k > 0);
+          panel_tile(a, 1, kPanel, b, steps, s + i * kTileStride + j, kTileStride, k > 0);
         }
       }
     }
@@ -145,69 +147,100 @@ static void store_tile(const Tiles::Tile& tile, bool symmetric, int64_t size, co
 
 // ---- products with a group of columns ---------------------------------------------------------------------------------
 
-// L [rows, depth] in panels of kRows of its rows: [rows/kRows][depth][kRows], read front to back by every product.
-template <class T>
-class Left {
- public:
-  Left(int64_t rows, int64_t depth)
-      : rows_(rows), depth_(depth), store_(panels() * depth * kRows * int64_t{sizeof(T)}) {}
+// Rows up to which a strip is computed.
+static inline int64_t padded(int64_t rows) { return round_up(rows, kRows); }
 
-  static int64_t padded(int64_t rows) { return round_up(rows, kRows); }
+// The rows' matrix [rows, rows] in panels of kRows of its rows, [rows/kRows][rows][kRows], read front to back by every
+// product.
+template <class T>
+class RowsLeft {
+ public:
+  explicit RowsLeft(int64_t rows) : rows_(rows), store_(padded(rows) * rows * int64_t{sizeof(T)}) {}
+
   int64_t panels() const { return padded(rows_) / kRows; }
 
-  // Takes panel p of a symmetric matrix [rows, rows]: its rows are its columns.
+  // Takes panel p; the matrix is symmetric, its rows are its columns.
   template <class From>
   void take(int64_t p, const From* gram) const {
     T* to = panel(p);
-    for (int64_t k = 0; k < depth_; ++k)
+    for (int64_t k = 0; k < rows_; ++k)
       for (int64_t r = 0; r < kRows; ++r)
         to[k * kRows + r] = p * kRows + r < rows_ ? static_cast<T>(gram[k * rows_ + p * kRows + r]) : 0;
   }
 
-  // Takes a group of columns, from `first` on.
-  void take_group(int64_t first, const T* strips) const {
-    for (int64_t s = 0; s < kStrips; ++s) {
-      const int64_t begin = first + s * kPanel, width = std::min(kPanel, depth_ - begin);
-      for (int64_t p = 0; p < panels(); ++p) {
-        const int64_t count = std::min<int64_t>(kRows, rows_ - p * kRows);
-        const T* from = strips + (s * rows_ + p * kRows) * kPanel;
-        T* to = panel(p) + begin * kRows;
-        for (int64_t c = 0; c < width; ++c)
-          for (int64_t r = 0; r < kRows; ++r) to[c * kRows + r] = r < count ? from[r * kPanel + c] : 0;
-      }
-    }
-  }
-
-  // out [padded(rows), kPanel] = L right, right [depth, kPanel]: a strip
-  void multiply(const T* right, T* out) const {
-    for (int64_t k = 0; k < depth_; k += kSteps<T>) {
-      const int64_t steps = std::min(kSteps<T>, depth_ - k);
+  // out [padded(rows), kPanel] = L strip
+  void multiply(const T* strip, T* out) const {
+    for (int64_t k = 0; k < rows_; k += kSteps<T>) {
+      const int64_t steps = std::min(kSteps<T>, rows_ - k);
       for (int64_t p = 0; p < panels(); ++p) {
         const T* a = panel(p) + k * kRows;
         if (p + 1 < panels()) {
-          const char* next = reinterpret_cast<const char*>(a + depth_ * kRows);
+          const char* next = reinterpret_cast<const char*>(a + rows_ * kRows);
           for (int64_t l = 0; l < steps * kRows * int64_t{sizeof(T)}; l += 64) __builtin_prefetch(next + l, 0, 2);
         }
-        panel_tile(a, kRows, right + k * kPanel, steps, out + p * kRows * kPanel, kPanel, k > 0);
+        panel_tile(a, 1, kRows, strip + k * kPanel, steps, out + p * kRows * kPanel, kPanel, k > 0);
       }
     }
   }
 
  private:
-  T* panel(int64_t p) const { return store_.template as<T>() + p * depth_ * kRows; }
+  T* panel(int64_t p) const { return store_.template as<T>() + p * rows_ * kRows; }
 
-  const int64_t rows_, depth_;
+  const int64_t rows_;
+  Scratch store_;
+};
+
+// A [rows, dim] as all its groups of columns, for products with the columns' matrix.
+template <class T>
+class ColumnsLeft {
+ public:
+  ColumnsLeft(int64_t rows, int64_t dim)
+      : rows_(rows), dim_(dim), store_((groups(dim) * kGroup * rows + kRows * kPanel) * int64_t{sizeof(T)}) {}
+
+  T* strips(int64_t group) const { return store_.template as<T>() + group * kGroup * rows_; }
+
+  // out [padded(rows), kPanel] = A right, right [dim, kPanel]. Rows beyond the last are of the next strip, and not used.
+  void multiply(const T* right, T* out) const {
+    const int64_t strip = rows_ * kPanel;
+    for (int64_t k = 0; k < dim_; k += kTogether * kPanel) {
+      const int64_t steps = std::min(kTogether * kPanel, dim_ - k), whole = steps / kPanel, left = steps % kPanel;
+      const T *a = store_.template as<T>() + k * rows_, *b = right + k * kPanel;
+      for (int64_t n = 0; n < rows_; n += kRows, a += kRows * kPanel) {
+        T* c = out + n * kPanel;
+        for (int64_t s = 0; s < whole; ++s)
+          for (int64_t l = 0; l < kRows * kPanel; l += 64 / int64_t{sizeof(T)})
+            __builtin_prefetch(a + s * strip + kRows * kPanel + l, 0, 2);
+        if (whole) panel_tile(a, kPanel, 1, b, kPanel, c, kPanel, k > 0, whole, strip);
+        if (left)
+          panel_tile(a + whole * strip, kPanel, 1, b + whole * kPanel * kPanel, left, c, kPanel, k > 0 || whole);
+      }
+    }
+  }
+
+ private:
+  // Strips that a micro-tile goes through.
+  static constexpr int64_t kTogether = kSteps<T> / kPanel;
+
+  const int64_t rows_, dim_;
   Scratch store_;
 };
 
 // right [size, kPanel] = columns [first, first + kPanel) of c [size, size], or its rows.
 template <class T, class From>
 static void take_columns(const From* c, int64_t size, int64_t first, bool rows, T* right) {
-  const int64_t width = std::max<int64_t>(0, std::min(kPanel, size - first));
-  for (int64_t d = 0; d < size; ++d)
-    for (int64_t l = 0; l < kPanel; ++l)
-      right[d * kPanel + l] =
-          l < width ? static_cast<T>(rows ? c[(first + l) * size + d] : c[d * size + first + l]) : 0;
+  constexpr int64_t kTogether = 16;
+  const int64_t width = std::min(kPanel, size - first);
+  if (width < kPanel) std::fill(right, right + size * kPanel, T{0});
+  if (!rows) {
+    for (int64_t d = 0; d < size; ++d)
+      std::copy(c + d * size + first, c + d * size + first + width, right + d * kPanel);
+    return;
+  }
+  for (int64_t begin = 0; begin < size; begin += kTogether) {
+    const int64_t end = std::min(begin + kTogether, size);
+    for (int64_t l = 0; l < width; ++l)
+      for (int64_t d = begin; d < end; ++d) right[d * kPanel + l] = static_cast<T>(c[(first + l) * size + d]);
+  }
 }
 
 }  // namespace pyssl::PYSSL_ISA

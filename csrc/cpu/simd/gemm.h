@@ -30,23 +30,27 @@ struct Block {
 };
 
 // C[kRows, NV vectors] (+)= A B over k terms, where A(i, p) = a[i·rs + p·ps] and B's row p stands at b + p·ldb; of floats
-// or doubles. Every loop over acc is unrolled: one rolled loop would put all accumulators on the stack.
+// or doubles. With more parts than one, the next k terms of A begin `part` further, those of B follow the last ones.
+// Every loop over acc is unrolled: one rolled loop would put all accumulators on the stack.
 template <int NV, class T>
 __attribute__((always_inline)) static inline void micro_tile(const T* a, int64_t rs, int64_t ps, const T* b,
-                                                             int64_t ldb, int64_t k, T* c, int64_t ldc, bool add) {
+                                                             int64_t ldb, int64_t k, T* c, int64_t ldc, bool add,
+                                                             int64_t parts = 1, int64_t part = 0) {
   using V = decltype(load(b));
   constexpr int kWidth = sizeof(V) / sizeof(T);
   V acc[kRows][NV] = {};
+  for (; parts > 0; --parts, a += part, b += k * ldb) {
 #pragma GCC unroll 4
-  for (int64_t p = 0; p < k; ++p) {
-    V row[NV];
+    for (int64_t p = 0; p < k; ++p) {
+      V row[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) row[v] = load(b + p * ldb + v * kWidth);
+      for (int v = 0; v < NV; ++v) row[v] = load(b + p * ldb + v * kWidth);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const V x = set(a[i * rs + p * ps]);
+      for (int i = 0; i < kRows; ++i) {
+        const V x = set(a[i * rs + p * ps]);
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) acc[i][v] += x * row[v];
+        for (int v = 0; v < NV; ++v) acc[i][v] += x * row[v];
+      }
     }
   }
 #pragma GCC unroll 16

@@ -5,6 +5,7 @@ from pyssl_fast.functional.covariance.sigreg import LeJEPATerms, lejepa, sigreg
 from pyssl_fast.functional.covariance.tico import tico
 from pyssl_fast.functional.covariance.vibcreg import vibcreg
 from pyssl_fast.functional.covariance.vicreg import VICRegTerms, vicreg
+from pyssl_fast.functional.covariance.vicregl import vicregl
 from pyssl_fast.functional.covariance.w_mse import Whitened, norm_mse_loss, w_mse, whiten
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "tico",
     "vibcreg",
     "vicreg",
+    "vicregl",
     "w_mse",
     "whiten",
 ]

@@ -20,7 +20,7 @@ def tico(
     beta: float = 0.9,
     rho: float = 8.0,
 ) -> tuple[Tensor, Tensor]:
-    """TiCo, transformation invariance and covariance contrast (Zhu et al. 2022, eq. 6).
+    """TiCo, transformation invariance and covariance contrast (Zhu et al. 2022).
 
     With u0, u1 the rows divided by their length, and C their moving second moment, without gradient
 

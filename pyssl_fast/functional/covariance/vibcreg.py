@@ -23,7 +23,7 @@ def vibcreg(
     eps: float = 1e-4,
     return_terms: bool = False,
 ) -> Result:
-    """VIbCReg, variance-invariance-better-covariance regularisation (Lee & Aune 2021, section 3.2).
+    """VIbCReg, variance-invariance-better-covariance regularisation (Lee & Aune 2021).
 
     VICReg with the covariance term on columns less their means and of length 1, R their products:
 

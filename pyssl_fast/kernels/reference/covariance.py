@@ -1,6 +1,7 @@
 """Covariance family, the plain twins: reductions over C = AᵀB that hold C [D, D].
 
-A and B are x and y [N, D] less the means of their columns. Sums are over the N samples; none is divided by N.
+A and B are x and y [N, D] less the means of their columns. Sums are over the N samples; none is divided by N. All is
+computed in float32 at least: sums of squares soon leave float16.
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ from torch import Tensor
 # ---- auto_covariance: every view with itself ------------------------------------------------------------------------
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _centred(x: Tensor) -> Tensor:
+    x = _wide(x)
     return x - x.mean(0)
 
 
@@ -36,7 +42,7 @@ def auto_covariance(x: Tensor, y: Tensor | None, gradient: bool) -> tuple[Tensor
         c = torch.einsum("ned,nef->edf", a, a)
         squares.append(a.square().sum(0).double())
         totals.append(_off_diagonal(c).square().sum((1, 2)).double())
-    distance = x.new_zeros(()) if y is None else (x - y).square().sum()
+    distance = x.new_zeros(()) if y is None else (_wide(x) - _wide(y)).square().sum()
     nothing = x.new_empty(len(views), x.shape[1], 0, 0, dtype=torch.float32), x.new_empty(0, 0, dtype=torch.bool)
     return torch.stack(squares), torch.stack(totals), distance.double(), *nothing
 
@@ -58,14 +64,13 @@ def auto_covariance_backward(
         if a is None or not needed:
             grads.append(x.new_empty(0))
             continue
-        wide = torch.promote_types(a.dtype, torch.float32)
-        square, off, distance = (g.to(wide) for g in (grad_square[view], grad_off_diagonal[view], grad_distance))
         centred = _centred(a)
+        square, off, distance = (g.to(centred) for g in (grad_square[view], grad_off_diagonal[view], grad_distance))
         c = _off_diagonal(torch.einsum("ned,nef->edf", centred, centred))
         grad = 4 * off[:, None] * torch.einsum("ned,edf->nef", centred, c) + 2 * square * centred
         if other is not None:
-            grad = grad + 2 * distance * (a - other)
-        grads.append(grad.to(a.dtype))
+            grad = grad + 2 * distance * (_wide(a) - _wide(other))
+        grads.append(grad.to(a.dtype).contiguous())
     return grads[0], grads[1]
 
 
@@ -111,9 +116,8 @@ def cross_correlation_backward(
     needs_y: bool,
 ) -> tuple[Tensor, Tensor]:
     """∂A = 2·∂off·B·C_offᵀ + B·∂diagonal, back through the normalisation of A: ∂x = (∂A − mean ∂A − A·mean(A∘∂A))/√…"""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    diagonal, off = grad_diagonal.to(wide), grad_off_diagonal.to(wide)
     a, inverse_a = _normalized(x, eps)
+    diagonal, off = grad_diagonal.to(a), grad_off_diagonal.to(a)
     b, inverse_b = (a, inverse_a) if y is None else _normalized(y, eps)
     c = _off_diagonal(a.T @ b)
     grads = []
@@ -125,7 +129,7 @@ def cross_correlation_backward(
         if y is None:
             grad = 2 * grad
         grad = inverse * (grad - grad.mean(0) - own * (own * grad).mean(0))
-        grads.append(grad.to(x.dtype))
+        grads.append(grad.to(x.dtype).contiguous())
     return grads[0], grads[1]
 
 

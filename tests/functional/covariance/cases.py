@@ -11,7 +11,7 @@ from torch import Tensor
 from pyssl_fast.functional import barlow_twins, tico, vibcreg, vicreg, w_mse, whiten
 from tests.functional.similarity.peers import rows
 
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "cpu"]
 # Both sides of N = D, at it, and the smallest.
 SHAPES = [(2, 1), (3, 1), (2, 5), (9, 20), (20, 20), (21, 20), (40, 7)]
 
@@ -56,6 +56,6 @@ LOSSES = {
     "vibcreg wide": Loss(lambda a, b: vibcreg(a, b, 1.0, 2.0, 300.0), shape=(40,)),
     "tico": Loss(lambda a, b: tico(a, b, second_moment(a), 1.0)[0], fused=False),
     "tico wide": Loss(lambda a, b: tico(a, b, second_moment(a), 0.5, 3.0)[0], shape=(40,), fused=False, constant=True),
-    "w_mse": Loss(lambda a, b: w_mse(torch.cat((a, b)), w_size=a.shape[0]), fused=False),
-    "whiten": Loss(lambda a: torch.cat([part.flatten() for part in whiten(a[None], 0.1)]).sin().sum(), 1, fused=False),
+    "w_mse": Loss(lambda a, b: w_mse(torch.cat((a, b)), w_size=a.shape[0])),
+    "whiten": Loss(lambda a: torch.cat([part.flatten() for part in whiten(a[None], 0.1)]).sin().sum(), 1),
 }

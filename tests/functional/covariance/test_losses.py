@@ -32,7 +32,7 @@ def test_dtypes(loss: Loss, dtype: torch.dtype) -> None:
 
 
 @every_loss
-def test_compiles_once_for_any_batch(loss: Loss, backend: str) -> None:
+def test_compiles_once_for_any_batch(loss: Loss) -> None:
     compiled = torch.compile(loss.call, fullgraph=True, dynamic=True, backend="aot_eager")
     for samples, stance in ((24, "default"), (15, "fail_on_recompile")):
         views = loss.views(samples)
@@ -57,7 +57,7 @@ def test_autocast_gives_float32_and_gradients_of_the_inputs_dtype(loss: Loss, ba
 
 
 @every_loss
-def test_compiles_under_autocast(loss: Loss, backend: str) -> None:
+def test_compiles_under_autocast(loss: Loss) -> None:
     views = loss.views()
     with torch.autocast("cpu", torch.bfloat16):
         eager = loss.call(*views)

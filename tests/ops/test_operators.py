@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,11 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyssl_fast.ops.similarity import COLUMNS, NEGATIVES, ROWS, SAME
-from tests.functional.similarity.cases import embeddings
-
-OPS = torch.ops.pyssl_fast
-BOTH = [ROWS | NEGATIVES, COLUMNS | NEGATIVES]
+from tests.ops.calls import CALLS, OPS, Call
 
 
 @pytest.fixture(autouse=True)
@@ -23,122 +18,6 @@ def fresh_compiler() -> None:
     torch.compiler.reset()
 
 
-@dataclass(frozen=True)
-class Call:
-    """An operator, its tensors for embeddings of some dtype, and its further arguments.
-
-    learned: the tensors that get a gradient, which the operator named in `backward` forms.
-    cast: how many of the tensors autocast casts. outputs: those that have a gradient.
-    """
-
-    name: str
-    tensors: Callable[[torch.dtype], list[Any]]
-    rest: tuple[Any, ...]
-    learned: tuple[int, ...] = ()
-    cast: int = 1
-    backward: str = ""
-    outputs: tuple[int, ...] = (0,)
-
-    def arguments(self, backend: str = "reference", dtype: torch.dtype = torch.float32) -> list[Any]:
-        tensors = self.tensors(dtype)
-        for index in self.learned:
-            tensors[index] = tensors[index].clone().requires_grad_()
-        return [*tensors, *self.rest, backend]
-
-    def __call__(self, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
-        result = getattr(OPS, self.name)(*arguments)
-        return result if isinstance(result, tuple) else (result,)
-
-    def loss(self, arguments: Sequence[Any]) -> Tensor:
-        """A number with different weights for all that has a gradient."""
-        result = self(arguments)
-        found = [result[index].reshape(-1) for index in self.outputs]
-        return torch.stack([(x * torch.linspace(-0.5, 1, len(x))).sum() for x in found]).sum()
-
-
-def rows(count: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    return embeddings(count, 1, 6, dtype, seed)
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(float(value))
-
-
-def ids(count: int) -> Tensor:
-    return torch.arange(count) % 4
-
-
-CALLS = {
-    "contrast of views": Call(
-        "contrast",
-        lambda dtype: [rows(9, dtype), None, number(4), ids(9), None, None, None],
-        ([ROWS | NEGATIVES, ROWS | SAME], [1.0, 1.0], 3, True, True),
-        (0, 2),
-        2,
-        "contrast_backward",
-        (0, 1),
-    ),
-    "contrast of rows and columns": Call(
-        "contrast",
-        lambda dtype: [rows(8, dtype), rows(11, dtype, 1), number(1), ids(8), ids(11), None, None],
-        (BOTH, [1.5, 0.5], 2, False, True),
-        (0, 1, 2),
-        2,
-        "contrast_backward",
-        (0, 1),
-    ),
-    "contrast within limits": Call(
-        "contrast",
-        lambda dtype: [rows(8, dtype), rows(11, dtype, 1), number(2), None, None, torch.zeros(8), torch.ones(11)],
-        (BOTH, [1.0, 1.0], 0, True, False),
-        (0, 1, 2),
-        2,
-        "contrast_backward",
-        (0, 1),
-    ),
-    "bank_contrast": Call(
-        "bank_contrast",
-        lambda dtype: [rows(8, dtype), rows(11, dtype, 1), number(2), ids(8), ids(11), torch.ones(8)],
-        ([ROWS | NEGATIVES, ROWS | SAME], [1.0, 2.0], True),
-        (0, 2),
-        1,
-        "bank_contrast_backward",
-    ),
-    "sigmoid_total": Call(
-        "sigmoid_total",
-        lambda dtype: [
-            rows(8, dtype),
-            rows(11, dtype, 1),
-            number(3),
-            number(-2),
-            ids(8),
-            ids(11),
-            torch.rand(8).double(),
-            torch.ones(8).double(),
-        ],
-        (True, True, True),
-        (0, 1, 2, 3),
-        2,
-        "sigmoid_total_backward",
-    ),
-    "sigmoid_rows": Call(
-        "sigmoid_rows",
-        lambda dtype: [rows(8, dtype), rows(11, dtype, 1), number(3), number(-2), None, None, torch.ones(8).double()],
-        (),
-        (0, 1, 2, 3),
-        2,
-        "sigmoid_rows_backward",
-    ),
-    "neighbours": Call("neighbours", lambda dtype: [rows(8, dtype), rows(11, dtype, 1)], (3, None, None)),
-    "neighbours among themselves": Call("neighbours", lambda dtype: [rows(8, dtype), None], (9, ids(8), None)),
-    "hardest": Call("hardest", lambda dtype: [rows(8, dtype), ids(8), torch.zeros(8)], ()),
-    "triplets": Call(
-        "triplets", lambda dtype: [rows(8, dtype), ids(8)], (0.2, True, False), (0,), 1, "triplets_backward"
-    ),
-    "semi-hard triplets": Call(
-        "triplets", lambda dtype: [rows(8, dtype), ids(8)], (3.0, False, True), (0,), 1, "triplets_backward"
-    ),
-}
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 DIFFERENTIABLE = {name: call for name, call in CALLS.items() if call.learned}
 every_gradient = pytest.mark.parametrize("call", DIFFERENTIABLE.values(), ids=DIFFERENTIABLE)
@@ -266,6 +145,9 @@ Q, K, ONE = torch.ones(5, 3), torch.ones(7, 3), torch.tensor(1.0)
 IDS, COLUMN_IDS = torch.arange(5), torch.arange(7)
 NONE = (None, None, None, None)
 TERMS = ([0], [1.0], 0, False, False, "cpu")
+GRADS = (torch.ones(1, 1, 3).double(), torch.ones(1, 1).double(), ONE.double())
+AUTO = (Q[:, None], None, torch.ones(1, 1, 3, 3), torch.zeros(1, 1, dtype=torch.bool), True, False, "cpu")
+CROSS = (Q, None, 1e-5, torch.ones(1, 3, 3), torch.zeros(1, dtype=torch.bool), True, False, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -307,6 +189,23 @@ TERMS = ([0], [1.0], 0, False, False, "cpu")
             (Q, K, ONE, ONE, None, None, torch.ones(1), torch.ones(5), True, True, True, "cpu"),
             "row_weight must be",
         ),
+        ("auto_covariance", (Q, None, True, "cpu"), r"x must be \[N, E, D\]"),
+        ("auto_covariance", (Q[:0, None], None, True, "cpu"), r"x must be \[N, E, D\], not empty"),
+        ("auto_covariance", (Q[:, None], K[:, None], True, "cpu"), r"y must be \[5, 1, 3\]"),
+        ("auto_covariance", (Q[:, None], Q[:, None].double(), True, "cpu"), "one dtype"),
+        ("auto_covariance", (Q[:, None].long(), None, True, "cpu"), "must be float32"),
+        ("auto_covariance_backward", (*GRADS[:2], ONE, *AUTO), "grad_distance must be float64"),
+        ("auto_covariance_backward", (GRADS[0][0], *GRADS[1:], *AUTO), "grad_square must be float64"),
+        ("auto_covariance_backward", (*GRADS, *AUTO[:2], AUTO[2][:, :, 1:], *AUTO[3:]), "gram and exact must be"),
+        ("auto_covariance_backward", (*GRADS, *AUTO[:3], AUTO[3][:0], *AUTO[4:]), "gram and exact must be"),
+        ("cross_correlation", (Q, K, 1e-5, True, "cpu"), r"y must be \[5, 3\]"),
+        ("cross_correlation_backward", (torch.ones(3), ONE.double(), *CROSS), "grad_diagonal must be float64"),
+        (
+            "cross_correlation_backward",
+            (torch.ones(3).double(), ONE.double(), *CROSS[:3], CROSS[3].double(), *CROSS[4:]),
+            "gram and exact must be",
+        ),
+        ("decorrelation", (Q[None], "cpu"), r"x must be \[N, D\]"),
         (
             "contrast_backward",
             (torch.ones(5), torch.ones(0, 5), Q, K, ONE, *NONE, torch.ones(4), [0], [1.0], 0, False, True, True, "cpu"),
