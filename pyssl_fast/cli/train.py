@@ -335,14 +335,19 @@ def _show_training(console: Console, training: Training) -> None:
             console.print(
                 f"epoch {epoch}  loss {report.loss:.3f}  {report.images_per_second:6,.0f} images/s"
                 f"  {report.loss_share:3.0%} in the loss"
-                f"  spread {report.spread.spread:.2f}  rank {report.spread.rank:.0f}"
+                f"  spread {report.spread.spread:.2f}  rank {report.spread.rank:.0f} of {report.spread.dim}"
+                f"  correlation {report.spread.correlation:.2f}",
+                soft_wrap=True,
             )
             if report.spread.collapsed:
                 console.print(f"[bold red]{_collapse_text('the embeddings have collapsed', report.spread)}[/]")
 
 
 def _collapse_text(what: str, spread: Any) -> str:
-    return f"{what}: spread {spread.spread:.3f} (1 is even, 0 is all equal), effective rank {spread.rank:.1f}"
+    return (
+        f"{what}: spread {spread.spread:.3f} (1 is even, 0 is all equal), effective rank {spread.rank:.1f} of"
+        f" {spread.dim}, correlation of the dimensions {spread.correlation:.2f} (1 is all the same)"
+    )
 
 
 def _show_report(console: Console, training: Training, report: Report) -> None:

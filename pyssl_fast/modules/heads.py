@@ -6,22 +6,21 @@ from torch import Tensor, nn
 
 
 class ProjectionHead(nn.Module):
-    """SimCLR's projector: linear, batch norm, ReLU, linear.
+    """SimCLR's projector: linear, batch norm, ReLU, linear. With two hidden layers, the expander of VICReg and others.
 
     Args:
         in_dim: length of the encoder's features.
-        hidden_dim: width of the hidden layer.
+        hidden_dim: width of a hidden layer.
         out_dim: length of the embeddings.
+        hidden_layers: their number, each followed by batch norm and ReLU.
     """
 
-    def __init__(self, in_dim: int, hidden_dim: int = 256, out_dim: int = 128) -> None:
+    def __init__(self, in_dim: int, hidden_dim: int = 256, out_dim: int = 128, *, hidden_layers: int = 1) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim, bias=False),
-            nn.BatchNorm1d(hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, out_dim),
-        )
+        layers: list[nn.Module] = []
+        for width in [in_dim, *[hidden_dim] * (hidden_layers - 1)]:
+            layers += [nn.Linear(width, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden_dim, out_dim))
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, in_dim] -> [N, out_dim], not normalised."""

@@ -17,6 +17,11 @@ RECIPES = {
     "spectral": "pyssl_fast.recipes.spectral:Spectral",
     "supcon": "pyssl_fast.recipes.supcon:SupCon",
     "triplet": "pyssl_fast.recipes.triplet:Triplet",
+    "vicreg": "pyssl_fast.recipes.vicreg:VICReg",
+    "barlow-twins": "pyssl_fast.recipes.barlow_twins:BarlowTwins",
+    "w-mse": "pyssl_fast.recipes.w_mse:WMSE",
+    "tico": "pyssl_fast.recipes.tico:TiCo",
+    "lejepa": "pyssl_fast.recipes.lejepa:LeJEPA",
 }
 
 

@@ -18,7 +18,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,6 @@ def settle(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) ->
     budget = asdict(recipe.budgets.get(data.name, recipe.budgets[""]))
     budget["batch_size"] = min(budget["batch_size"], len(data.train))
     options = {option.name: option.default for option in fields(recipe.Options)} | dict(start.options)
-    options = recipe.complete(options, len(data.train))
     settings = Settings(**{**asdict(start), **budget, **given, "image_size": data.size, "options": options})
     if settings.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {settings.epochs}")
@@ -193,7 +192,8 @@ def settle(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) ->
         raise ValueError(f"--batch-size must be at least 2 (it compares images), got {settings.batch_size}")
     if settings.batch_size > len(data.train):
         raise ValueError(f"--batch-size {settings.batch_size} is larger than the {len(data.train):,} training images")
-    return settings, data
+    options = recipe.complete(settings.options, len(data.train), settings.batch_size)
+    return replace(settings, options=options), data
 
 
 def _refuse_differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> None:

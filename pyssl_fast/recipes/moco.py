@@ -42,11 +42,11 @@ class MoCo(QueuedViews):
         self.criterion = InfoNCELoss(temperature=options.temperature, negatives_normalized=True)
 
     @classmethod
-    def complete(cls, options: Mapping[str, Any], images: int) -> dict[str, Any]:
+    def complete(cls, options: Mapping[str, Any], images: int, batch_size: int) -> dict[str, Any]:
         if options["version"] not in (2, 3):
             raise ValueError(f"--version must be 2 or 3, got {options['version']}")
         if options["version"] == 2:
-            return super().complete(options, images)
+            return super().complete(options, images, batch_size)
         if options["queue_size"]:
             raise ValueError("--queue-size belongs to version 2; version 3 has no queue")
         return dict(options)

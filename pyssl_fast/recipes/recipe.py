@@ -65,8 +65,11 @@ class Recipe(nn.Module, ABC):
         self.encoder = encoder
 
     @classmethod
-    def complete(cls, options: Mapping[str, Any], images: int) -> dict[str, Any]:
-        """The options, with those settled that depend on the number of training images. ValueError: they do not fit."""
+    def complete(cls, options: Mapping[str, Any], images: int, batch_size: int) -> dict[str, Any]:
+        """The options, with those settled that depend on the number of training images, or of those in a step.
+
+        ValueError: they do not fit.
+        """
         return dict(options)
 
     @staticmethod

@@ -35,7 +35,12 @@ class TwoViews(Recipe):
         super().__init__(encoder, features, options)
         if options.embedding_dim < 1:
             raise ValueError(f"--embedding-dim must be at least 1, got {options.embedding_dim}")
-        self.projector = ProjectionHead(features, out_dim=options.embedding_dim)
+        self.projector = self.head(features, options)
+
+    @staticmethod
+    def head(features: int, options: Any) -> nn.Module:
+        """[N, features] -> [N, embedding_dim]."""
+        return ProjectionHead(features, out_dim=options.embedding_dim)
 
     @staticmethod
     def augmentations(data: ImageData) -> Sequence[Augmentation]:
@@ -47,6 +52,23 @@ class TwoViews(Recipe):
 
     def embed(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self(torch.cat(list(views))).chunk(2)
+
+
+class ExpandedViews(TwoViews):
+    """Two views and a wide head of three layers, for losses that compare dimensions instead of images."""
+
+    family = "covariance"
+
+    @dataclass(frozen=True)
+    class Options(TwoViews.Options):
+        embedding_dim: int = option(512, "Length of the embeddings, whose dimensions are compared.")
+        hidden_dim: int = option(512, "Width of the expander's two hidden layers.")
+
+    @staticmethod
+    def head(features: int, options: Any) -> nn.Module:
+        if options.hidden_dim < 1:
+            raise ValueError(f"--hidden-dim must be at least 1, got {options.hidden_dim}")
+        return ProjectionHead(features, options.hidden_dim, options.embedding_dim, hidden_layers=2)
 
 
 class QueuedViews(TwoViews):
@@ -74,5 +96,5 @@ class QueuedViews(TwoViews):
         self.queue.update(keys[-self.queue.size :])
 
     @classmethod
-    def complete(cls, options: Mapping[str, Any], images: int) -> dict[str, Any]:
+    def complete(cls, options: Mapping[str, Any], images: int, batch_size: int) -> dict[str, Any]:
         return {**options, "queue_size": options["queue_size"] or min(LONGEST_QUEUE, images // 2)}

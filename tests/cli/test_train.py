@@ -1,8 +1,10 @@
 """`pyssl-fast train` as one meets it: what it prints, what it leaves behind, how it ends."""
 
+import dataclasses
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pyssl_fast.cli import COMMANDS, main
+from pyssl_fast.recipes import RECIPES, find_recipe
 from tests.data.tiny import write_fashion, write_images
 
 FILES = {"checkpoint.pt", "metrics.jsonl", "encoder.pt", "loss.png", "embeddings.png"}
@@ -45,6 +48,7 @@ def test_a_run_from_end_to_end(data, tmp_path):
     assert outcome.exit_code == 0, outcome.output
     for expected in ("temperature 0.3", "raw pixels", "untrained encoder", "trained encoder", "epoch 2/2", "training "):
         assert expected in outcome.output
+    assert re.search(r"spread \d\.\d\d  rank \d+ of 128  correlation 0\.\d\d\n", outcome.output)
     assert {path.name for path in out.iterdir()} == FILES
     for name in ("loss.png", "embeddings.png"):
         Image.open(out / name).load()
@@ -194,8 +198,16 @@ def test_help_names_every_option():
     text = CliRunner().invoke(main, ["train", "simclr", "--help"]).output
     for name in ("data", "full", "encoder", "epochs", "batch-size", "temperature", "precision", "backend", "resume"):
         assert f"--{name}" in text
-    assert "simclr" in CliRunner().invoke(main, ["train", "--help"]).output
+    methods = CliRunner().invoke(main, ["train", "--help"]).output
+    assert all(name in methods for name in RECIPES)
     assert all(name in CliRunner().invoke(main, ["--help"]).output for name in COMMANDS)
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_help_names_the_options_of_a_method(method):
+    text = " ".join(CliRunner().invoke(main, ["train", method, "--help"]).output.split())
+    for field in dataclasses.fields(find_recipe(method).Options):
+        assert f"--{field.name.replace('_', '-')}" in text
 
 
 def test_the_package_and_the_help_import_nothing_heavy():

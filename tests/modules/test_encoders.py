@@ -73,3 +73,7 @@ def test_the_trial_leaves_nothing_behind():
 
 def test_projection_head():
     assert ProjectionHead(6, 5, 4)(torch.randn(3, 6)).shape == (3, 4)
+    expander = ProjectionHead(6, 5, 4, hidden_layers=2)
+    assert expander(torch.randn(3, 6)).shape == (3, 4)
+    linear = [layer for layer in expander.layers if isinstance(layer, torch.nn.Linear)]
+    assert [tuple(layer.weight.shape) for layer in linear] == [(5, 6), (5, 5), (4, 5)]

@@ -95,6 +95,7 @@ def test_metrics_have_every_step_and_epoch_once(uninterrupted):
     assert [line["kind"] for line in lines] == (["step"] * 6 + ["epoch"]) * 2
     steps = [line["loss"] for line in lines if line["kind"] == "step"]
     assert lines[6]["loss"] == pytest.approx(sum(steps[:6]) / 6)
+    assert {"spread", "rank", "correlation", "dim"} <= lines[6].keys()
 
 
 @pytest.mark.parametrize("stops", [(1,), (6,), (3, 8, 11), (12,)])

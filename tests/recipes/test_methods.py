@@ -60,14 +60,16 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(data_folder, tmp_p
 
 @pytest.mark.parametrize(("method", "options"), VARIANTS)
 def test_steps_on_one_batch_lower_its_loss(data_folder, tmp_path, method, options):
-    """With the queue and the teacher held still."""
+    """With the queue, the teacher, TiCo's covariance and the random directions held still."""
     recipe = recipe_of(data_folder, tmp_path, method, **options)
     views, labels = views_and_labels(recipe)
     optimizer = torch.optim.AdamW([p for p in recipe.parameters() if p.requires_grad], 2e-3)
-    queue = {name: value.clone() for name, value in recipe.state_dict().items() if name.startswith("queue.")}
+    still = ("queue.", "criterion.")
+    state = {name: value.clone() for name, value in recipe.state_dict().items() if name.startswith(still)}
     losses = []
     for _ in range(20):
-        recipe.load_state_dict(queue, strict=False)
+        recipe.load_state_dict(state, strict=False)
+        torch.manual_seed(2)
         optimizer.zero_grad()
         loss = recipe.loss(*recipe.embed(views), *labels)
         loss.backward()
@@ -181,8 +183,8 @@ def test_the_queue_fits_the_data(data_folder):
         settings, _ = settle({"method": method, "data": f"fashion-mnist:{data_folder}"})
         assert settings.options["queue_size"] == 20  # of 40 images
         recipe = find_recipe(method)
-        assert recipe.complete(settings.options | {"queue_size": 0}, 60_000)["queue_size"] == 4096
-        assert recipe.complete(settings.options | {"queue_size": 7}, 60_000)["queue_size"] == 7
+        assert recipe.complete(settings.options | {"queue_size": 0}, 60_000, 256)["queue_size"] == 4096
+        assert recipe.complete(settings.options | {"queue_size": 7}, 60_000, 256)["queue_size"] == 7
     settings, _ = settle({"method": "moco", "data": f"fashion-mnist:{data_folder}", "options": {"version": 3}})
     assert settings.options["queue_size"] == 0
 
@@ -239,6 +241,99 @@ def test_nnclr_compares_a_prediction_with_the_neighbour_of_the_other_view(data_f
     assert recipe.loss(*recipe.embed(views)).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_tico_compares_a_view_with_the_teachers_other_one(data_folder, tmp_path):
+    recipe = recipe_of(data_folder, tmp_path, "tico", beta=0.8, rho=3.0, momentum=0.5).eval()
+    views, _ = views_and_labels(recipe)
+    with torch.no_grad():
+        for parameter in recipe.teacher.parameters():
+            parameter *= 0.9
+    covariance = torch.zeros(())
+    for _ in range(2):
+        mine, other = (
+            torch.nn.functional.normalize(part, dim=1) for part in (recipe(views[0]), recipe.teacher(views[1]))
+        )
+        covariance = 0.8 * covariance + 0.2 * mine.T @ mine / 6
+        expected = 1 - (mine * other).sum(1).mean() + 3 * ((mine @ covariance) * mine).sum(1).mean()
+        assert recipe.loss(*recipe.embed(views)).item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(recipe.state_dict()["criterion.C"], covariance)
+
+
+def test_vicreg_weighs_its_three_terms(data_folder, tmp_path):
+    torch.manual_seed(0)
+    views = torch.randn(2, 6, 512)
+    centred = views - views.mean(1, keepdim=True)
+    covariance = centred.mT @ centred / 5
+    variances = covariance.diagonal(dim1=1, dim2=2)
+    terms = {
+        "invariance": (views[0] - views[1]).square().mean(),
+        "variance": (1 - (variances + 1e-4).sqrt()).relu().mean(),
+        "covariance": (covariance.square().sum() - variances.square().sum()) / 512,
+    }
+    for name, expected in terms.items():
+        weights = dict.fromkeys(terms, 0.0) | {name: 2.0}
+        recipe = recipe_of(data_folder, tmp_path / name, "vicreg", **weights)
+        assert recipe.loss(*views).item() == pytest.approx(2 * expected.item(), rel=1e-5)
+
+
+def test_barlow_twins_weighs_the_redundancy(data_folder, tmp_path):
+    torch.manual_seed(0)
+    views = torch.randn(2, 6, 512)
+    columns = (views - views.mean(1, keepdim=True)) / (views.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    correlation = columns[0].T @ columns[1] / 6
+    diagonal = correlation.diagonal()
+    redundancy = correlation.square().sum() - diagonal.square().sum()
+    for weight in (0.0, 0.01):
+        recipe = recipe_of(data_folder, tmp_path / f"{weight}", "barlow-twins", redundancy=weight)
+        expected = (1 - diagonal).square().sum() + weight * redundancy
+        assert recipe.loss(*views).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_w_mse_compares_whitened_views(data_folder, tmp_path):
+    recipe = recipe_of(data_folder, tmp_path, "w-mse", repeats=2)
+    torch.manual_seed(0)
+    views = torch.randn(2, 6, 3)
+    mixed = views @ torch.tensor([[3.0, 1.0, 0.0], [0.0, 0.2, 1.0], [0.0, 0.0, 5.0]]) + 7
+    centred = views - views.mean(1, keepdim=True)
+    inverse = torch.linalg.inv(torch.linalg.cholesky(centred.mT @ centred / 5))
+    first, second = centred @ inverse.mT
+    cosine = torch.nn.functional.cosine_similarity(first, second).mean()
+    expected = (2 - 2 * cosine).item()
+    assert recipe.loss(*views).item() == pytest.approx(expected, rel=1e-4)
+    assert recipe.loss(*mixed).item() == pytest.approx(expected, rel=1e-4)  # whitening takes a triangular mixing away
+
+
+def test_lejepa_treats_both_views_alike(data_folder, tmp_path):
+    torch.manual_seed(0)
+    views = torch.randn(2, 6, 64)
+    recipe = recipe_of(data_folder, tmp_path, "lejepa", gaussianity=0.3, directions=5)
+    losses = []
+    for order in (views, views.flip(0)):
+        torch.manual_seed(1)
+        losses.append(recipe.loss(*order).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    alone = recipe_of(data_folder, tmp_path / "alone", "lejepa", gaussianity=0.0).loss(*views)
+    assert alone.item() == pytest.approx((views[0] - views[1]).square().mean().item() / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "batch_size", "size", "dim"),
+    [
+        ({}, 256, 128, 64),
+        ({}, 250, 125, 62),
+        ({}, 251, 251, 64),
+        ({}, 6, 6, 3),
+        ({"whitening_size": 256}, 512, 256, 64),
+        ({"whitening_size": 256, "embedding_dim": 128}, 512, 256, 128),
+        ({"embedding_dim": 8}, 48, 48, 8),
+    ],
+)
+def test_whitening_fits_the_batch(options, batch_size, size, dim):
+    recipe = find_recipe("w-mse")
+    defaults = {field.name: field.default for field in dataclasses.fields(recipe.Options)}
+    settled = recipe.complete(defaults | options, 1000, batch_size)
+    assert (settled["whitening_size"], settled["embedding_dim"]) == (size, dim)
+
+
 def test_supervised_losses_fall_when_classes_part(data_folder, tmp_path):
     for method in SUPERVISED:
         recipe = recipe_of(data_folder, tmp_path / method, method)
@@ -266,6 +361,17 @@ def test_supervised_losses_fall_when_classes_part(data_folder, tmp_path):
         ("triplet", {"mining": "easy"}, "mining must be one of all, hard, semi-hard; got 'easy'"),
         ("triplet", {"distance": "manhattan"}, "distance must be one of euclidean, cosine; got 'manhattan'"),
         ("triplet", {"margin": float("inf")}, "margin must be"),
+        ("vicreg", {"covariance": -1.0}, "nu_param must be"),
+        ("vicreg", {"hidden_dim": 0}, "--hidden-dim must be at least 1, got 0"),
+        ("barlow-twins", {"redundancy": -1.0}, "lambda_param must be"),
+        ("w-mse", {"whitening_size": 4}, "--whitening-size must divide the batch size 6, got 4"),
+        ("w-mse", {"whitening_size": -6}, "--whitening-size must divide the batch size 6, got -6"),
+        ("w-mse", {"embedding_dim": 4}, "--embedding-dim must be at most half of --whitening-size 6, got 4"),
+        ("w-mse", {"embedding_dim": -1}, "--embedding-dim must be at least 1, got -1"),
+        ("w-mse", {"repeats": 0}, "w_iter must be"),
+        ("tico", {"beta": 1.5}, "beta must be"),
+        ("tico", {"momentum": -0.1}, "--momentum must be 0 to 1"),
+        ("lejepa", {"gaussianity": 1.5}, "lambda_param must be"),
     ],
 )
 def test_bad_options_are_named_before_training(data_folder, tmp_path, method, options, message):
