@@ -167,7 +167,7 @@ define(
     fake=_auto_fake,
     setup_context=_auto_setup,
     backward=_auto_autograd,
-    autocast=2,
+    autocast=0,
 )
 define(
     "auto_covariance_backward(Tensor grad_square, Tensor grad_off_diagonal, Tensor grad_distance, Tensor x, Tensor? y,"
@@ -272,7 +272,7 @@ define(
     fake=_cross_fake,
     setup_context=_cross_setup,
     backward=_cross_autograd,
-    autocast=2,
+    autocast=0,
 )
 define(
     "cross_correlation_backward(Tensor grad_diagonal, Tensor grad_off_diagonal, Tensor x, Tensor? y, float eps,"
@@ -304,7 +304,7 @@ define(
     "decorrelation(Tensor x, str backend) -> (Tensor square, Tensor off_correlation, Tensor gram)",
     kernel=_decorrelation,
     fake=_decorrelation_fake,
-    autocast=1,
+    autocast=0,
 )
 
 

@@ -23,7 +23,7 @@ def define(
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
-    autocast: int = 0,
+    autocast: int | None = None,
 ) -> None:
     """Register one operator.
 
@@ -32,7 +32,8 @@ def define(
         kernel: the implementation for every device; chooses its backend from the `backend` argument.
         fake: shapes, dtypes and strides of the outputs, from the inputs' alone.
         setup_context, backward: as `torch.library.register_autograd` takes them. Without them a gradient is an error.
-        autocast: under autocast, run with that many of the first arguments in the autocast dtype.
+        autocast: under autocast, run with that many of the first arguments in the autocast dtype, and autocast off
+            inside: 0 keeps statistics in the inputs' precision. None: autocast does what it does.
     """
     name = schema.partition("(")[0]
     qualified = f"pyssl_fast::{name}"
@@ -47,7 +48,7 @@ def define(
             raise RuntimeError(f"pyssl_fast::{name} has no gradient: second derivatives are not supported")
 
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
-    if autocast:
+    if autocast is not None:
         for device in ("CPU", "CUDA"):
             _library.impl(name, _autocast(name, device.lower(), autocast), f"Autocast{device}")
 

@@ -146,7 +146,7 @@ def covariance(name: str, rest: tuple[Any, ...], *shape: int, dim: int = 6, two:
         lambda dtype: views(shape[0], dtype, *shape[1:], dim=dim, two=two),
         rest,
         (0, 1) if two else (0,),
-        2,
+        0,
         f"{name}_backward",
         tuple(range(outputs)),
     )
@@ -159,7 +159,7 @@ COVARIANCE = {
     "cross_correlation by rows": covariance("cross_correlation", (1e-5, True), 5, outputs=2),
     "cross_correlation by columns": covariance("cross_correlation", (1e-5, True), 9, dim=5, outputs=2),
     "cross_correlation of one view": covariance("cross_correlation", (1e-5, True), 9, two=False, outputs=2),
-    "decorrelation": Call("decorrelation", lambda dtype: views(9, dtype)[:1], ()),
+    "decorrelation": Call("decorrelation", lambda dtype: views(9, dtype)[:1], (), cast=0),
     "characteristic": Call(
         "characteristic",
         lambda dtype: [rows(8, dtype).view(2, 4, 6)],

@@ -9,8 +9,8 @@ from pyssl_fast.functional.checks import autocast_together, check_alike, check_e
 
 
 def check_views(z0: Tensor, z1: Tensor, shape: str = "[N, D]") -> tuple[Tensor, Tensor]:
-    """Two views of N ≥ 2 samples, alike; they come back in one dtype where autocast is on."""
-    z0, z1 = autocast_together(z0, z1)
+    """Two views of N ≥ 2 samples, alike; two dtypes meet in float32 where autocast is on."""
+    z0, z1 = autocast_together(z0, z1, elementwise=True)
     check_embeddings("z0", z0, shape)
     check_embeddings("z1", z1, shape)
     check_alike("z1", z1, "z0", z0)
