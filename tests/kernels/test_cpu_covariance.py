@@ -145,6 +145,30 @@ def test_one_heavy_column_keeps_the_contract(isa: str, scaled: float, rest: str,
         assert max(wrong) > 4e-6  # so the case does ask for more than floats
 
 
+@pytest.mark.parametrize(("samples", "dim"), [(16, 4096), (64, 1024), (128, 4096)])
+@pytest.mark.parametrize("heavy", [1, 4])
+@pytest.mark.parametrize("ratio", [0.3, 1.0, 3.0, 7.0])
+def test_heavy_columns_that_correlate_with_none_keep_the_contract(
+    isa: str, samples: int, dim: int, heavy: int, ratio: float
+) -> None:
+    """Their own gradients cancel whole; `ratio`: of their squares, to the mean square times dim / samples."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(samples, dim, generator=generator, dtype=torch.float64)
+    q, _ = torch.linalg.qr(torch.cat((torch.ones(samples, 1).double(), noise[:, : samples - 1]), 1))
+    size = (ratio * dim / samples) ** 0.5
+    light = q[:, 1 + heavy :] @ noise[1 + heavy :, heavy:] * (samples / (samples - 1 - heavy)) ** 0.5
+    x = torch.cat((q[:, 1 : 1 + heavy] * samples**0.5 * size, light), 1).float()[:, None]
+    check_auto(covariance, Columns(), views=(x, None), weights=(0, 1, 0))
+
+
+def test_nothing_off_the_diagonal_is_never_less_than_nothing(isa: str) -> None:
+    for seed in range(8):
+        x = torch.zeros(30, 100)
+        x[:, 0] = 100 * torch.randn(30, generator=torch.Generator().manual_seed(seed))
+        assert covariance.auto_covariance(x[:, None], None, False)[1].item() >= 0
+        assert covariance.cross_correlation(x, x.flip(0), 1e-5, False)[1].item() >= 0
+
+
 def test_no_column_stands_out_but_little_is_left(isa: str) -> None:
     """Decorrelated columns, a few more of them than rows: T less its diagonal is a twentieth of it."""
     q, _ = torch.linalg.qr(torch.randn(97, 97, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))

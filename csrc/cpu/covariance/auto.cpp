@@ -95,7 +95,7 @@ void forward(const AutoCovariance& a, int64_t position, int begin, int end, bool
     for (int64_t t = 0; t < tiles.count(); ++t) total += totals[v * tiles.count() + t];
     if (shape.by_rows)
       for (int64_t d = 0; d < shape.dim; ++d) diagonal += square(v)[d] * square(v)[d];
-    off[v] = total - diagonal;
+    off[v] = total < diagonal ? 0 : total - diagonal;  // less than 0 by rounding alone; NaN is not less
     share[v] = skipped[v] ? 0 : total == 0 ? 1 : off[v] / total;
   }
 }

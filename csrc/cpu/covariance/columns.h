@@ -146,9 +146,11 @@ static inline void normalizing(const double* square, int64_t rows, double eps, d
 
 // On the rows' side the off-diagonal part is the difference of T = ‖AAᵀ‖² and Δ = Σ square², and its gradient that of
 // AAᵀA and A·square. Where columns are about alike, T ≥ tr²/(N − 1) keeps them apart; one heavy column does not: scaled
-// ×30 among 8,192, N = 256, the float gradient is 1e-5 wrong, ×1e3 the value 0.3. Then all is done in double.
+// ×30 among 8,192, N = 256, the float gradient is 1e-5 wrong, ×1e3 the value 0.3. Then all is done in double. A gradient
+// is about tr/N times its column, and that of a heavy column may cancel whole: what is left is its square^1.5 roundings
+// beside tr/N·√(tr/D), the others' gradient. 1e-7 (at worst 3.5e-7) of that ratio was measured as error.
 constexpr double kLeastShare = 0.1;  // of T that must be left
-constexpr double kHeaviest = 8;      // columns' mean squares, times dim/rows
+constexpr double kHeaviest = 6;      // of that ratio; 1 at most where all columns are alike
 
 // Whether columns with these squares need double from the start.
 static inline bool uneven(const double* square, int64_t dim, int64_t rows) {
@@ -157,7 +159,8 @@ static inline bool uneven(const double* square, int64_t dim, int64_t rows) {
     most = std::max(most, square[d]);
     sum += square[d];
   }
-  return most * static_cast<double>(rows) > kHeaviest * sum;
+  return most * std::sqrt(most) * static_cast<double>(rows) >
+         kHeaviest * sum * std::sqrt(sum / static_cast<double>(dim));
 }
 
 // Whether their cubes leave the range of floats.

@@ -117,7 +117,7 @@ double forward(const Views& views, double eps, double* diagonal, double* off, Ou
   for (double t : totals) total += t;
   if (shape.by_rows)
     for (int64_t d = 0; d < shape.dim; ++d) own += diagonal[d] * diagonal[d];
-  *off = total - own;
+  *off = total < own ? 0 : total - own;
   return skipped ? 0 : total == 0 ? 1 : *off / total;
 }
 

@@ -474,6 +474,7 @@ def finish_totals(
             c = tl.load(diagonal + z * dim + d, mask=d < dim, other=0.0)
             squares += c * c
         value = total - tl.sum(squares, 0)
+        value = tl.where(value < 0, 0.0, value)  # by rounding alone; NaN is not less
     tl.store(off + z, value)
     if not DOUBLE:
         redo = total != total
@@ -481,7 +482,8 @@ def finish_totals(
             redo = value < 0.1 * total
             for view in range(0, views if CROSS else 1):
                 largest, sum_ = _largest_and_sum(square + (z + view) * dim, dim, BLOCK)
-                redo = redo | (largest * samples > 8 * sum_)
+                # See uneven() in csrc/cpu/covariance/columns.h.
+                redo = redo | (largest * tl.sqrt(largest) * samples > 6 * sum_ * tl.sqrt(sum_ / dim))
         if not CROSS:
             largest, _ = _largest_and_sum(square + z * dim, dim, BLOCK)
             redo = redo | (largest > 1e20) | ((largest > 0) & (largest < 1e-20))
