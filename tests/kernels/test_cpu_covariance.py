@@ -145,7 +145,7 @@ def test_one_heavy_column_keeps_the_contract(isa: str, scaled: float, rest: str,
         assert max(wrong) > 4e-6  # so the case does ask for more than floats
 
 
-@pytest.mark.parametrize(("samples", "dim"), [(16, 4096), (64, 1024), (128, 4096)])
+@pytest.mark.parametrize(("samples", "dim"), [(16, 1024), (64, 512), (96, 1024)])
 @pytest.mark.parametrize("heavy", [1, 4])
 @pytest.mark.parametrize("ratio", [0.3, 1.0, 3.0, 7.0])
 def test_heavy_columns_that_correlate_with_none_keep_the_contract(
