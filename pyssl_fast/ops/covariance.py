@@ -264,7 +264,7 @@ def _cross_backward_fake(
 
 
 # 3 matrix products of 2·K²·L on either side: on the rows' two symmetric ones at half the price and two more, on the
-# columns' C and two more. Without y half of that.
+# columns' C and two more. Without y half of that. Bytes: each view read twice, each gradient written once.
 define(
     "cross_correlation(Tensor x, Tensor? y, float eps, bool gradient, str backend)"
     " -> (Tensor diagonal, Tensor off_diagonal, Tensor gram, Tensor exact)",
@@ -300,6 +300,7 @@ def _decorrelation_fake(x: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor
     )
 
 
+# K²·L operations in float64 for the matrix, D²·N for the correlations, which have no cheaper side. Bytes: x once.
 define(
     "decorrelation(Tensor x, str backend) -> (Tensor square, Tensor off_correlation, Tensor gram)",
     kernel=_decorrelation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -39,8 +40,8 @@ HALF = (torch.float16, torch.bfloat16)
 # samples, dim, on either side of the switch: groups are 96 columns, strips 8, 24 or 48, blocks of the matrix 96 rows
 # (192 from 1,536 on), steps of a product 128 (64 in double).
 SHAPES = (
-    (1, 1), (2, 1), (1, 5), (47, 95), (48, 96), (49, 97), (95, 47), (96, 48), (97, 49), (96, 96), (97, 97), (129, 128),
-    (128, 129), (127, 300), (300, 127), (200, 1000), (1000, 100),
+    (1, 1), (2, 1), (3, 1), (9, 1), (1, 5), (3, 4), (4, 3), (5, 30), (30, 5), (47, 95), (48, 96), (49, 97), (95, 47),
+    (96, 48), (97, 49), (96, 96), (97, 97), (129, 128), (128, 129), (127, 300), (300, 127), (200, 1000), (1000, 100),
 )  # fmt: skip
 ROWS, COLUMNS = Columns(samples=61, dim=130, positions=2), Columns(samples=130, dim=61, positions=2)
 both_sides = pytest.mark.parametrize("case", [ROWS, COLUMNS], ids=["rows", "columns"])
@@ -131,7 +132,7 @@ def eager_gram(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("scaled", [30.0, 1e3, 1e4])
+@pytest.mark.parametrize("scaled", [30.0, 1e3, 1e4, 1e5])
 @pytest.mark.parametrize("rest", ["as it is", "nearly collapsed"])
 def test_one_heavy_column_keeps_the_contract(isa: str, scaled: float, rest: str, dtype: torch.dtype) -> None:
     """N = 256 at D = 2,048, where a float32 Gram matrix loses the off-diagonal part."""
@@ -292,6 +293,32 @@ def test_bits_do_not_depend_on_the_thread_count(isa: str) -> None:
         for operator, tensors in results().items():
             for name, x in tensors.items():
                 assert torch.equal(x, first[operator][name]), f"{name} of {operator}, {threads} threads"
+
+
+def test_calls_from_several_threads_do_not_meet(isa: str) -> None:
+    first = results()
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(lambda _: results(), range(6)):
+            for operator, tensors in found.items():
+                assert all(torch.equal(x, first[operator][name]) for name, x in tensors.items()), operator
+
+
+def test_a_forked_child_runs_on_one_thread() -> None:
+    done = python(
+        """
+import os, torch
+from pyssl_fast.kernels.cpu import covariance
+torch.set_num_threads(2)
+x = torch.randn(200, 1, 300)
+covariance.auto_covariance(x, x, True)
+if os.fork() == 0:
+    covariance.auto_covariance(x, x, True)
+    covariance.cross_correlation(x[:, 0], x[:, 0], 1e-5, True)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    )
+    assert done.stdout.strip() == "0", done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -12,30 +12,29 @@ namespace pyssl::PYSSL_ISA {
 
 namespace {
 
-struct Shape {
-  explicit Shape(const Views& views)
-      : rows(views.view[0].rows), dim(views.view[0].dim), by_rows(rows < dim), size(by_rows ? rows : dim) {}
-  const int64_t rows, dim;
-  const bool by_rows;  // the side that is built
-  const int64_t size;  // of its matrix
-};
-
 // ---- forward ----------------------------------------------------------------------------------------------------------
 
-// Views [begin, end) at a position, with sides of type T. first: whether squares and distance are wanted as well.
-// Returns in `off` what is left of T, and in `share` the part of T that is.
-template <class T>
-void forward(const AutoCovariance& a, int64_t position, int begin, int end, bool first, double* off, double* share) {
-  const Shape shape(a.views);
+// What views [begin, end) at a position give with sides of type T; every array [2] is by view.
+template <class Out>
+struct Results {
+  double* square[2];  // [dim]
+  double* distance;   // what is added to it; null: it is not wanted
+  Out* gram[2];       // [size, size], on the columns' side without its diagonal; null: it is not wanted
+  double off[2];      // what is left of T
+  double share[2];    // the part of T that is; 0 where floats do not do, told by the columns alone
+};
+
+template <class T, class Out>
+void forward(const Views& views, int64_t position, int begin, int end, Results<Out>& results) {
+  const Shape shape(views);
   const Tiles tiles(shape.size, true);
-  const int views = a.views.count(), threads = a.views.threads;
   const int64_t all = groups(shape.dim), group_size = kGroup * shape.rows;
+  const int threads = useful_threads(views.threads, std::max(all, (end - begin) * tiles.count()));
   std::unique_ptr<Side<T>> sides[2];
   for (int v = begin; v < end; ++v) sides[v].reset(new Side<T>(shape.by_rows, shape.rows, shape.dim));
   Scratch raws(threads * 2 * group_size * 4), centred(threads * group_size * int64_t{sizeof(T)});
   Scratch scratch(threads * tile_bytes<T>(tiles));
   std::vector<double> totals(2 * tiles.count()), distances(all);
-  const auto square = [&](int v) { return a.square + (v * a.views.positions + position) * shape.dim; };
   bool skipped[2] = {};
 
   parallel(threads, [&](Team team) {
@@ -46,9 +45,9 @@ void forward(const AutoCovariance& a, int64_t position, int begin, int end, bool
       const int64_t width = std::min(kGroup, shape.dim - g * kGroup);
       for (int v = begin; v < end; ++v) {
         double mean[kGroup], squares[kGroup];
-        load_group(at(a.views, v, position), g * kGroup, raw[v]);
+        load_group(at(views, v, position), g * kGroup, raw[v]);
         moments(raw[v], shape.rows, mean, squares);
-        std::copy(squares, squares + width, square(v) + g * kGroup);
+        std::copy(squares, squares + width, results.square[v] + g * kGroup);
         if (shape.by_rows) {
           centre(raw[v], shape.rows, mean, nullptr, strips);
           sides[v]->take(g, strips);
@@ -56,7 +55,7 @@ void forward(const AutoCovariance& a, int64_t position, int begin, int end, bool
           centre(raw[v], shape.rows, mean, nullptr, sides[v]->strips(g));
         }
       }
-      if (first && views == 2) {
+      if (results.distance && views.count() == 2) {
         double apart[kPanel];
         for (int64_t s = 0; s < kStrips; ++s) {
           sum_strip(shape.rows, apart, [&](int64_t n, int w) {
@@ -71,7 +70,8 @@ void forward(const AutoCovariance& a, int64_t position, int begin, int end, bool
     team.barrier();
     bool skip[2] = {};
     for (int v = begin; v < end && sizeof(T) == 4; ++v)
-      skip[v] = out_of_range(square(v), shape.dim) || (shape.by_rows && uneven(square(v), shape.dim, shape.rows));
+      skip[v] = out_of_range(results.square[v], shape.dim) ||
+                (shape.by_rows && uneven(results.square[v], shape.dim, shape.rows));
     if (team.rank == 0) std::copy(skip, skip + 2, skipped);
 
     T* s = reinterpret_cast<T*>(scratch.as<char>() + team.rank * tile_bytes<T>(tiles));
@@ -83,58 +83,31 @@ void forward(const AutoCovariance& a, int64_t position, int begin, int end, bool
       if (!shape.by_rows) clear_diagonal(tile, s);
       totals[v * tiles.count() + number % tiles.count()] =
           sum_tile(tile, true, s, s, [](double x, double y) { return x * y; });
-      if (a.gram && sizeof(T) == 4)
-        store_tile(tile, true, shape.size, s, a.gram + (v * a.views.positions + position) * shape.size * shape.size);
+      if (results.gram[v]) store_tile(tile, true, shape.size, s, results.gram[v]);
     }
   });
 
-  if (first)
-    for (double d : distances) *a.distance += d;
+  if (results.distance)
+    for (double d : distances) *results.distance += d;
   for (int v = begin; v < end; ++v) {
     double total = 0, diagonal = 0;
     for (int64_t t = 0; t < tiles.count(); ++t) total += totals[v * tiles.count() + t];
     if (shape.by_rows)
-      for (int64_t d = 0; d < shape.dim; ++d) diagonal += square(v)[d] * square(v)[d];
-    off[v] = total < diagonal ? 0 : total - diagonal;  // less than 0 by rounding alone; NaN is not less
-    share[v] = skipped[v] ? 0 : total == 0 ? 1 : off[v] / total;
+      for (int64_t d = 0; d < shape.dim; ++d) diagonal += results.square[v][d] * results.square[v][d];
+    results.off[v] = total < diagonal ? 0 : total - diagonal;  // less than 0 by rounding alone; NaN is not less
+    results.share[v] = skipped[v] ? 0 : total == 0 ? 1 : results.off[v] / total;
   }
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------------------
 
-// A'A of a view again, [size, size], in double: its float form was kept, but does not do.
-void gram_in_double(const Matrix& x, const Shape& shape, int threads, double* gram) {
-  const Tiles tiles(shape.size, true);
-  const int64_t group_size = kGroup * shape.rows;
-  Side<double> side(shape.by_rows, shape.rows, shape.dim);
-  Scratch raws(threads * group_size * 4), centred(threads * group_size * 8);
-  Scratch scratch(threads * tile_bytes<double>(tiles));
-  parallel(threads, [&](Team team) {
-    float* raw = raws.as<float>() + team.rank * group_size;
-    double* strips = centred.as<double>() + team.rank * group_size;
-    for (int64_t g; (g = team.claim()) < groups(shape.dim);) {
-      double mean[kGroup], squares[kGroup];
-      load_group(x, g * kGroup, raw);
-      moments(raw, shape.rows, mean, squares);
-      centre(raw, shape.rows, mean, nullptr, shape.by_rows ? strips : side.strips(g));
-      if (shape.by_rows) side.take(g, strips);
-    }
-    team.barrier();
-    double* s = reinterpret_cast<double*>(scratch.as<char>() + team.rank * tile_bytes<double>(tiles));
-    for (int64_t number; (number = team.claim()) < tiles.count();) {
-      const Tiles::Tile tile = tiles[number];
-      side.scores(tile.I, side, tile.J, tile.lower, s);
-      store_tile(tile, true, shape.size, s, gram);
-    }
-  });
-}
-
-// The gradient of views [begin, end) at a position; gram [2]: their matrices, diagonals included.
+// The gradient of views [begin, end) at a position; gram [2]: their matrices, as forward gives them.
 template <class T, class From>
 void backward(const AutoCovarianceBackward& a, int64_t position, int begin, int end, const From* const* gram) {
   const Shape shape(a.views);
-  const int views = a.views.count(), threads = a.views.threads;
+  const int views = a.views.count();
   const int64_t group_size = kGroup * shape.rows, strip = shape.rows * kPanel;
+  const int threads = useful_threads(a.views.threads, (end - begin) * groups(shape.dim));
   std::unique_ptr<RowsLeft<T>> rows[2];
   std::unique_ptr<ColumnsLeft<T>> columns[2];
   for (int v = begin; v < end; ++v) {
@@ -191,7 +164,6 @@ void backward(const AutoCovarianceBackward& a, int64_t position, int begin, int 
             rows[v]->multiply(centre_of, out);
           } else {
             take_columns(gram[v], shape.size, column, false, right);
-            for (int64_t l = 0; l < std::min(kPanel, shape.dim - column); ++l) right[(column + l) * kPanel + l] = 0;
             columns[v]->multiply(right, out);
           }
           const float *one = raw[v] + s * strip, *other = raw[views - 1 - v] + s * strip;
@@ -216,15 +188,24 @@ void backward(const AutoCovarianceBackward& a, int64_t position, int begin, int 
 
 void auto_covariance(const AutoCovariance& a) {
   *a.distance = 0;
+  const Shape shape(a.views);
   const int views = a.views.count();
   for (int64_t e = 0; e < a.views.positions; ++e) {
-    double off[2], share[2];
-    forward<float>(a, e, 0, views, true, off, share);
+    Results<float> results{};
+    results.distance = a.distance;
     for (int v = 0; v < views; ++v) {
       const int64_t line = v * a.views.positions + e;
-      const bool exact = share[v] < kLeastShare;
-      if (exact) forward<double>(a, e, v, v + 1, false, off, share);
-      a.off_diagonal[line] = off[v];
+      results.square[v] = a.square + line * shape.dim;
+      if (a.gram) results.gram[v] = a.gram + line * shape.size * shape.size;
+    }
+    forward<float>(a.views, e, 0, views, results);
+    results.distance = nullptr;
+    for (int v = 0; v < views; ++v) {
+      const int64_t line = v * a.views.positions + e;
+      const bool exact = results.share[v] < kLeastShare;
+      results.gram[v] = nullptr;  // its float form, which does not do, if it was formed at all; backward forms another
+      if (exact) forward<double>(a.views, e, v, v + 1, results);
+      a.off_diagonal[line] = results.off[v];
       if (a.exact) a.exact[line] = exact;
     }
   }
@@ -243,9 +224,11 @@ void auto_covariance_backward(const AutoCovarianceBackward& a) {
     for (int v = 0; v < 2; ++v) {
       if (!wanted(v) || plain[v]) continue;
       Scratch whole(size * 8);
-      gram_in_double(at(a.views, v, e), shape, a.views.threads, whole.as<double>());
-      const double* exact[2] = {whole.as<double>(), whole.as<double>()};
-      backward<double>(a, e, v, v + 1, exact);
+      std::vector<double> square(shape.dim);
+      Results<double> results{
+          {square.data(), square.data()}, nullptr, {whole.as<double>(), whole.as<double>()}, {}, {}};
+      forward<double>(a.views, e, v, v + 1, results);
+      backward<double>(a, e, v, v + 1, results.gram);
     }
   }
 }

@@ -13,16 +13,9 @@ namespace pyssl::PYSSL_ISA {
 
 namespace {
 
-struct Shape {
-  explicit Shape(const Views& views)
-      : rows(views.view[0].rows), dim(views.view[0].dim), views(views.count()), by_rows(rows < dim) {}
-  const int64_t rows, dim;
-  const int views;
-  const bool by_rows;
-  int64_t size() const { return by_rows ? rows : dim; }
-  int64_t matrices() const { return by_rows ? views : 1; }
-  bool symmetric() const { return by_rows || views == 1; }
-};
+// Matrices that are built: AAᵀ and BBᵀ, or C.
+int64_t matrices(const Shape& shape) { return shape.by_rows ? shape.views : 1; }
+bool symmetric(const Shape& shape) { return shape.by_rows || shape.views == 1; }
 
 // A group of columns of both views, normalised.
 template <class T>
@@ -43,7 +36,7 @@ struct Normalized {
   }
 };
 
-// Both views' sides, or both Gram matrices in double for the backward pass.
+// Both views' sides.
 template <class T>
 struct Operands {
   explicit Operands(const Views& views) : shape(views) {
@@ -79,19 +72,20 @@ template <class T, class Out>
 double forward(const Views& views, double eps, double* diagonal, double* off, Out* gram) {
   Operands<T> operands(views);
   const Shape& shape = operands.shape;
-  const Tiles tiles(shape.size(), shape.symmetric());
-  const int64_t group_size = kGroup * shape.rows, matrices = shape.matrices();
-  Scratch raws(views.threads * group_size * 4), rooms(views.threads * 2 * group_size * int64_t{sizeof(T)});
-  Scratch scratch(views.threads * matrices * tile_bytes<T>(tiles));
+  const Tiles tiles(shape.size, symmetric(shape));
+  const int64_t group_size = kGroup * shape.rows, count = matrices(shape);
+  const int threads = useful_threads(views.threads, std::max(groups(shape.dim), tiles.count()));
+  Scratch raws(threads * group_size * 4), rooms(threads * 2 * group_size * int64_t{sizeof(T)});
+  Scratch scratch(threads * count * tile_bytes<T>(tiles));
   std::vector<double> totals(tiles.count()), squares(2 * shape.dim);
   bool skipped = false;
 
-  parallel(views.threads, [&](Team team) {
+  parallel(threads, [&](Team team) {
     operands.prepare(team, views, eps, raws.as<float>() + team.rank * group_size,
                      rooms.as<T>() + team.rank * 2 * group_size, diagonal, squares.data());
     team.barrier();
-    // Of two rows every normalised column is ±1, and its gradient what eps leaves of a difference.
-    bool skip = shape.rows <= 2 && sizeof(T) == 4;
+    // Of two rows every normalised column is ±1, and its gradient what eps leaves of a difference; so is a lone one's.
+    bool skip = (shape.rows <= 2 || shape.dim == 1) && sizeof(T) == 4;
     for (int v = 0; v < shape.views && shape.by_rows && sizeof(T) == 4; ++v)
       skip |= uneven(squares.data() + v * shape.dim, shape.dim, shape.rows);
     if (team.rank == 0) skipped = skip;
@@ -100,16 +94,16 @@ double forward(const Views& views, double eps, double* diagonal, double* off, Ou
     T* s[2];
     for (int64_t m = 0; m < 2; ++m)
       s[m] = reinterpret_cast<T*>(scratch.as<char>() +
-                                  (team.rank * matrices + std::min(m, matrices - 1)) * tile_bytes<T>(tiles));
+                                  (team.rank * count + std::min(m, count - 1)) * tile_bytes<T>(tiles));
     for (int64_t number; (number = team.claim()) < tiles.count();) {
       const Tiles::Tile tile = tiles[number];
-      for (int64_t m = 0; m < matrices; ++m) {
+      for (int64_t m = 0; m < count; ++m) {
         const Side<T>& other = shape.by_rows ? *operands.sides[m] : operands.other();
         operands.sides[m]->scores(tile.I, other, tile.J, tile.lower, s[m]);
         if (!shape.by_rows) clear_diagonal(tile, s[m]);
-        if (gram) store_tile(tile, shape.symmetric(), shape.size(), s[m], gram + m * shape.size() * shape.size());
+        if (gram) store_tile(tile, symmetric(shape), shape.size, s[m], gram + m * shape.size * shape.size);
       }
-      totals[number] = sum_tile(tile, shape.symmetric(), s[0], s[1], [](double x, double y) { return x * y; });
+      totals[number] = sum_tile(tile, symmetric(shape), s[0], s[1], [](double x, double y) { return x * y; });
     }
   });
 
@@ -124,7 +118,7 @@ double forward(const Views& views, double eps, double* diagonal, double* off, Ou
 template <class T, class From>
 void backward(const CrossCorrelationBackward& a, const From* gram) {
   const Shape shape(a.views);
-  const int threads = a.views.threads;
+  const int threads = useful_threads(a.views.threads, groups(shape.dim));
   const int64_t group_size = kGroup * shape.rows, strip = shape.rows * kPanel;
   std::unique_ptr<RowsLeft<T>> rows[2];
   std::unique_ptr<ColumnsLeft<T>> columns[2];
@@ -231,7 +225,7 @@ void cross_correlation_backward(const CrossCorrelationBackward& a) {
   for (int v = 0; v < 2; ++v) prefer_huge_pages(a.grad, v);
   if (!*a.exact) return backward<float>(a, a.gram);
   const Shape shape(a.views);
-  Scratch gram(shape.matrices() * shape.size() * shape.size() * 8);
+  Scratch gram(matrices(shape) * shape.size * shape.size * 8);
   std::vector<double> diagonal(shape.dim);
   double off;
   forward<double>(a.views, a.eps, diagonal.data(), &off, gram.as<double>());

@@ -14,12 +14,13 @@ void decorrelation(const Decorrelation& a) {
   const Tiles correlations(dim, true), gram(by_rows ? rows : dim, true);
   Side<float> normalized(false, rows, dim);
   Side<double> side(by_rows, rows, dim);
-  Scratch raws(views.threads * group_size * 4), rooms(views.threads * group_size * 8);
+  const int threads = useful_threads(views.threads, std::max(groups(dim), correlations.count()));
   const int64_t bytes = std::max(tile_bytes<float>(correlations), tile_bytes<double>(gram));
-  Scratch scratch(views.threads * bytes);
+  Scratch raws(threads * group_size * 4), rooms(threads * group_size * 8);
+  Scratch scratch(threads * bytes);
   std::vector<double> totals(correlations.count());
 
-  parallel(views.threads, [&](Team team) {
+  parallel(threads, [&](Team team) {
     float* raw = raws.as<float>() + team.rank * group_size;
     double* strips = rooms.as<double>() + team.rank * group_size;
     for (int64_t g; (g = team.claim()) < groups(dim);) {
