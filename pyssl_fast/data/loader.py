@@ -85,6 +85,9 @@ class Schedule(Sampler[list[Key]]):
                 yield [(epoch, index) for index in chosen]
 
 
+WORKER_DIED = "a data worker process died (out of memory?); try --workers 0"
+
+
 def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Generator[Batch, None, None]:
     """Batches in the schedule's order.
 
@@ -105,10 +108,14 @@ def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Gener
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+    except (EOFError, ConnectionError) as error:
+        if workers == 0 or "Original Traceback" in str(error):  # no worker, or one that lives to tell of it
+            raise
+        raise DataError(WORKER_DIED) from error  # while it handed a batch over
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
             raise
-        raise DataError("a data worker process died (out of memory?); try --workers 0") from error
+        raise DataError(WORKER_DIED) from error
 
 
 def _collate(samples: list[Sample | DataError]) -> Batch | DataError:

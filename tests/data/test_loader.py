@@ -127,3 +127,26 @@ def test_augmentations_keep_size_and_colours(kind, size, mode):
         out = augmentation.transform(Image.new(mode, (40, 50), 128 if mode == "L" else (9, 99, 199)))
     assert (out.size, out.mode) == ((size, size), mode)
     assert augmentation.description
+
+
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
+def test_a_worker_that_dies_while_handing_over_is_a_dead_worker(monkeypatch, error):
+    def lost(*_):
+        raise error
+
+    dataset = ViewDataset(IMAGES, [two_view_augmentation("digits", 16)], 0)
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", lost)
+    with pytest.raises(DataError, match="a data worker process died"):
+        list(view_loader(dataset, [[(0, 1)]], 1))
+
+
+class EndOfFile(ArrayImages):
+    def picture(self, index):
+        raise EOFError("a bug")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_end_of_file_in_ones_own_code_is_no_dead_worker(workers):
+    dataset = ViewDataset(EndOfFile(IMAGES.array, None), [two_view_augmentation("digits", 16)], 0)
+    with pytest.raises(EOFError, match="a bug"):
+        list(view_loader(dataset, [[(0, 1)]], workers))
