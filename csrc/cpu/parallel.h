@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -102,6 +103,11 @@ class Team {
   std::atomic<int64_t>* counters_;
   int step_ = 0;
 };
+
+// Threads that `most` pieces of work can keep busy.
+static inline int useful_threads(int threads, int64_t most) {
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, most)));
+}
 
 constexpr int kMaxSteps = 8;
 
