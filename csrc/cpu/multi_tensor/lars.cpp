@@ -83,12 +83,13 @@ void lars(const Lars& a) {
 
   const auto measure = [&](const Chunk& chunk) {
     const Stream parameter(a.parameter, chunk.entry), gradient(a.gradient, chunk.entry);
-    Sums& sum = partial[chunks.begin(chunk.entry) + chunk.number];
+    Sums sum;
     for_each_block(chunk, [&](int64_t first, int64_t count) {
       Buffer buffers[2];
       const Sums more = sums(parameter.read(first, count, buffers[0]), gradient.read(first, count, buffers[1]), count);
       sum.pp += more.pp, sum.gg += more.gg, sum.gp += more.gp;
     });
+    partial[chunks.begin(chunk.entry) + chunk.number] = sum;
     Layer& layer = layers[chunk.entry];
     if (layer.measured.fetch_add(1, std::memory_order_acq_rel) + 1 < chunks.of(chunk.entry)) return;
     Sums total;
@@ -138,7 +139,7 @@ void lars(const Lars& a) {
           continue;
         }
         // Whoever measures claimed earlier, and waits for nobody.
-        while (!layers[entry].ready.load(std::memory_order_acquire)) relax();
+        wait_until([&] { return layers[entry].ready.load(std::memory_order_acquire); });
         change(chunks.part(entry, 2 * count - 1 - number));  // backwards: what was read last is in the cache still
       } else {
         if (a.adapted[entry]) measure(chunks.part(entry, 0));

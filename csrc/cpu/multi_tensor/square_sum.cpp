@@ -9,12 +9,13 @@ void square_sum(const SquareSum& a) {
   std::vector<double> sums(chunks.size());
   for_each_chunk(a.entries, [&](const Chunk& chunk) {
     const Stream x(a.x, chunk.entry);
-    double& sum = sums[chunks.begin(chunk.entry) + chunk.number];
+    double sum = 0;
     for_each_block(chunk, [&](int64_t first, int64_t count) {
       Buffer buffer;
       const float* block = x.read(first, count, buffer);
       sum += dot(block, block, count);
     });
+    sums[chunks.begin(chunk.entry) + chunk.number] = sum;
   });
   *a.sum = 0;
   for (double sum : sums) *a.sum += sum;

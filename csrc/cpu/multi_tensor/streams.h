@@ -90,18 +90,26 @@ static void for_each_block(const Chunk& chunk, const Work& work) {
     work(first, std::min(kBlock, chunk.end - first));
 }
 
-// teacher ← student + momentum·(teacher − student), in double, which costs nothing beside memory: one rounding in all.
-// Of the two ways to write it the one that changes the nearer end: it gives exactly the teacher where both are equal, and
-// exactly the student for a momentum of 0.
+// x ← near + weight·(far − near), where x is one of the two.
+template <class T>
+static inline void interpolate(float* x, const float* near, const float* far, int64_t count, T weight) {
+  for (int64_t k = 0; k < count; ++k) x[k] = static_cast<float>(near[k] + weight * (T(far[k]) - T(near[k])));
+}
+
+// teacher ← student + momentum·(teacher − student), from the nearer end: exactly the teacher where both are equal, and
+// exactly the student for a momentum of 0. A weight up to 1/8 multiplies the difference's rounding by as little, so that
+// float32 gives what float64 does within one rounding. In between it takes float64: 5 instead of 3 operations for half
+// as many elements, which one core alone feels (7.4 ms for 25.6 million instead of 6.6).
 static inline void follow(float* teacher, const float* student, int64_t count, double momentum) {
-  if (momentum > 0.5) {
-    const double weight = 1 - momentum;
-    for (int64_t k = 0; k < count; ++k)
-      teacher[k] = static_cast<float>(teacher[k] + weight * (double(student[k]) - double(teacher[k])));
-  } else {
-    for (int64_t k = 0; k < count; ++k)
-      teacher[k] = static_cast<float>(student[k] + momentum * (double(teacher[k]) - double(student[k])));
-  }
+  const double weight = 1 - momentum;
+  if (weight <= 0.125)
+    interpolate(teacher, teacher, student, count, static_cast<float>(weight));
+  else if (weight <= 0.5)
+    interpolate(teacher, teacher, student, count, weight);
+  else if (momentum <= 0.125)
+    interpolate(teacher, student, teacher, count, static_cast<float>(momentum));
+  else
+    interpolate(teacher, student, teacher, count, momentum);
 }
 
 // A block of a teacher and its shadow follow the student's.
