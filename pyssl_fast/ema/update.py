@@ -98,8 +98,8 @@ def check_placements(teacher: list[Tensor], student: list[Tensor]) -> None:
 def _warn_of_standstill(teacher: Signature, averaged: int) -> None:
     for dtype in {*teacher.dtypes[:averaged]} & {torch.float16, torch.bfloat16}:
         warnings.warn(
-            f"a {str(dtype).removeprefix('torch.')} teacher soon stops moving: steps below half a unit in its last place"
-            " round to none. Keep a float32 teacher, as ModelEMA does, and take a rounded copy as its shadow",
+            f"a {str(dtype).removeprefix('torch.')} teacher soon stops moving: steps below half a unit in its last"
+            " place round to none. Keep a float32 teacher, as ModelEMA does, and take a rounded copy as its shadow",
             stacklevel=4,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +21,12 @@ class Group(NamedTuple):
     Attributes:
         lists: as they came, without the entries of other groups.
         copied: how many at the end are of any dtype.
+        entries: which of those that came.
     """
 
     lists: tuple[TensorList, ...]
     copied: int
+    entries: Sequence[int]
 
     @property
     def backend(self) -> str:
@@ -35,7 +37,7 @@ class Group(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _leading(lists: tuple[Signature, ...], copied: int) -> tuple[int, int]:
-    """List and entry that decide where a group runs: of float64, which the kernels leave to the twin, if there is one."""
+    """List and entry that decide where a group runs: of float64, which the kernels leave to the twin, if any is."""
     for number, of in enumerate(lists):
         if torch.float64 in of.dtypes:
             return number, of.dtypes.index(torch.float64)
@@ -60,10 +62,10 @@ def grouped(lists: Mapping[str, Iterable[Tensor]], copied: int = 0) -> list[Grou
     names = tuple(found)
     groups = _groups(names, tuple(tensors.signature for tensors in found.values()), copied)
     if groups is None:
-        return [Group(tuple(found.values()), copied)]
+        return [Group(tuple(found.values()), copied, range(len(found[names[0]])))]
     return [
-        Group(tuple(TensorList(tensors[i] for i in group if tensors) for tensors in found.values()), of_copied)
-        for group, of_copied in groups
+        Group(tuple(TensorList(tensors[i] for i in entries if tensors) for tensors in found.values()), at_end, entries)
+        for entries, at_end in groups
     ]
 
 
