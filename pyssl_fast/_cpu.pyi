@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 # A matrix is (data, dtype, rows, columns, stride of a row in elements); a pointer that is 0 is none.
 _Matrix = tuple[int, int, int, int, int]
 
@@ -100,3 +102,42 @@ def characteristic_backward(
 ) -> None: ...
 def spread(x: _Matrix, centres: int, distance: int, threads: int) -> None: ...
 def spread_backward(x: _Matrix, centres: int, grad_distance: float, grad: _Matrix, threads: int) -> None: ...
+
+class Layout:
+    def __init__(self, counts: Sequence[int], dtypes: Sequence[Sequence[int]]) -> None: ...
+
+_Addresses = Sequence[Sequence[int]]  # by list, as the layout has them
+
+def ema(layout: Layout, addresses: _Addresses, averaged: int, momentum: float, threads: int) -> None: ...
+def square_sum(layout: Layout, addresses: _Addresses, threads: int) -> float: ...
+def adamw(
+    layout: Layout,
+    addresses: _Addresses,
+    steps: Sequence[int],
+    ema_momentum: float,
+    lr: float,
+    factor: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    threads: int,
+) -> None: ...
+def lars(
+    layout: Layout,
+    addresses: _Addresses,
+    adapted: Sequence[bool],
+    fresh: Sequence[bool],
+    ema_momentum: float,
+    lr: float,
+    factor: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    trust_coefficient: float,
+    eps: float,
+    nesterov: bool,
+    trust_clip: bool,
+    joint: bool,
+    threads: int,
+) -> None: ...

@@ -162,6 +162,106 @@ void spread_backward(const Rows& x, int64_t centres, double grad_distance, const
   pyssl::table().spread_backward({matrix(x), centres, grad_distance, matrix(grad), threads});
 }
 
+// What lists of tensors have in common from call to call: lengths, and dtypes by list (none for a list that is empty).
+struct Layout {
+  std::vector<int64_t> counts;
+  std::vector<std::vector<Dtype>> dtypes;
+
+  Layout(std::vector<int64_t> lengths, const std::vector<std::vector<int>>& codes) : counts(std::move(lengths)) {
+    for (const auto& list : codes) {
+      if (!list.empty() && list.size() != counts.size())
+        throw std::invalid_argument("a list has " + std::to_string(list.size()) + " entries, not " +
+                                    std::to_string(counts.size()));
+      dtypes.emplace_back();
+      for (int code : list) dtypes.back().push_back(static_cast<Dtype>(code));
+    }
+  }
+};
+using Addresses = std::vector<std::vector<Pointer>>;  // by list, as the layout has them
+
+// A layout's lists at their addresses, which the object must outlive.
+struct Lists {
+  Lists(const Layout& layout, const Addresses& addresses) : layout(layout), addresses(addresses) {
+    if (addresses.size() != layout.dtypes.size())
+      throw std::invalid_argument("as many lists of addresses as of dtypes");
+    for (size_t l = 0; l < addresses.size(); ++l)
+      if (addresses[l].size() != layout.dtypes[l].size())
+        throw std::invalid_argument("as many addresses as entries; list " + std::to_string(l) + " has " +
+                                    std::to_string(addresses[l].size()));
+  }
+  pyssl::Entries entries(int threads) const {
+    return {static_cast<int64_t>(layout.counts.size()), layout.counts.data(), threads};
+  }
+  pyssl::List operator[](size_t l) const {
+    if (addresses.at(l).empty()) return {nullptr, nullptr};
+    return {reinterpret_cast<void* const*>(addresses[l].data()), layout.dtypes[l].data()};
+  }
+  const Layout& layout;
+  const Addresses& addresses;
+};
+
+void ema(const Layout& layout, const Addresses& addresses, int64_t averaged, double momentum, int threads) {
+  py::gil_scoped_release release;
+  const Lists lists(layout, addresses);
+  pyssl::table().ema({lists.entries(threads), lists[0], lists[1], lists[2], averaged, momentum});
+}
+
+double square_sum(const Layout& layout, const Addresses& addresses, int threads) {
+  py::gil_scoped_release release;
+  const Lists lists(layout, addresses);
+  double sum = 0;
+  pyssl::table().square_sum({lists.entries(threads), lists[0], &sum});
+  return sum;
+}
+
+void adamw(const Layout& layout, const Addresses& addresses, const std::vector<Pointer>& steps, double ema_momentum,
+           double lr, double factor, double beta1, double beta2, double eps, double weight_decay, int threads) {
+  py::gil_scoped_release release;
+  const Lists lists(layout, addresses);
+  if (steps.size() != layout.counts.size()) throw std::invalid_argument("as many steps as entries");
+  pyssl::table().adamw({lists.entries(threads),
+                        lists[0],
+                        lists[1],
+                        lists[2],
+                        lists[3],
+                        lists[4],
+                        reinterpret_cast<float* const*>(steps.data()),
+                        {lists[5], lists[6], ema_momentum},
+                        lr,
+                        factor,
+                        beta1,
+                        beta2,
+                        eps,
+                        weight_decay});
+}
+
+void lars(const Layout& layout, const Addresses& addresses, const std::vector<uint8_t>& adapted,
+          const std::vector<uint8_t>& fresh, double ema_momentum, double lr, double factor, double momentum,
+          double dampening, double weight_decay, double trust_coefficient, double eps, bool nesterov, bool trust_clip,
+          bool joint, int threads) {
+  py::gil_scoped_release release;
+  const Lists lists(layout, addresses);
+  if (adapted.size() != layout.counts.size() || fresh.size() != layout.counts.size())
+    throw std::invalid_argument("as many flags as entries");
+  pyssl::table().lars({lists.entries(threads),
+                       lists[0],
+                       lists[1],
+                       lists[2],
+                       {lists[3], lists[4], ema_momentum},
+                       adapted.data(),
+                       fresh.data(),
+                       lr,
+                       factor,
+                       momentum,
+                       dampening,
+                       weight_decay,
+                       trust_coefficient,
+                       eps,
+                       nesterov,
+                       trust_clip,
+                       joint});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -225,4 +325,18 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("spread", &spread, py::arg("x"), py::arg("centres"), py::arg("distance"), py::arg("threads"));
   m.def("spread_backward", &spread_backward, py::arg("x"), py::arg("centres"), py::arg("grad_distance"),
         py::arg("grad"), py::arg("threads"));
+
+  py::class_<Layout>(m, "Layout")
+      .def(py::init<std::vector<int64_t>, const std::vector<std::vector<int>>&>(), py::arg("counts"),
+           py::arg("dtypes"));
+  m.def("ema", &ema, py::arg("layout"), py::arg("addresses"), py::arg("averaged"), py::arg("momentum"),
+        py::arg("threads"));
+  m.def("square_sum", &square_sum, py::arg("layout"), py::arg("addresses"), py::arg("threads"));
+  m.def("adamw", &adamw, py::arg("layout"), py::arg("addresses"), py::arg("steps"), py::arg("ema_momentum"),
+        py::arg("lr"), py::arg("factor"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+        py::arg("threads"));
+  m.def("lars", &lars, py::arg("layout"), py::arg("addresses"), py::arg("adapted"), py::arg("fresh"),
+        py::arg("ema_momentum"), py::arg("lr"), py::arg("factor"), py::arg("momentum"), py::arg("dampening"),
+        py::arg("weight_decay"), py::arg("trust_coefficient"), py::arg("eps"), py::arg("nesterov"),
+        py::arg("trust_clip"), py::arg("joint"), py::arg("threads"));
 }

@@ -8,6 +8,8 @@ namespace pyssl {
 
 enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 2 };
 
+inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
 // What the matrix products may use; see torch.set_float32_matmul_precision.
 enum class Precision : int {
   float32 = 0,     // true float32
@@ -199,6 +201,55 @@ struct SpreadBackward {
   int threads;
 };
 
+// ---- multi_tensor: one pass over lists of tensors, in place. Entry i of every list has counts[i] elements, one after the
+// other; see pyssl_fast/kernels/reference/multi_tensor.py for all meanings.
+
+struct List {  // [entries]; no data: there is no such list
+  void* const* data;
+  const Dtype* dtype;
+};
+
+struct Entries {
+  int64_t size;
+  const int64_t* counts;
+  int threads;
+};
+
+struct Ema {
+  Entries entries;
+  List teacher, student, shadow;
+  int64_t averaged;  // the entries after these are copied, and their counts are bytes
+  double momentum;
+};
+
+struct SquareSum {
+  Entries entries;
+  List x;
+  double* sum;  // [1]
+};
+
+struct Teaching {  // of what follows the parameters
+  List teacher, shadow;
+  double momentum;
+};
+
+struct Adamw {
+  Entries entries;
+  List parameter, gradient, exp_avg, exp_avg_sq, max_exp_avg_sq;
+  float* const* step;  // [entries]
+  Teaching teaching;
+  double lr, factor, beta1, beta2, eps, weight_decay;
+};
+
+struct Lars {
+  Entries entries;
+  List parameter, gradient, momentum_buffer;
+  Teaching teaching;
+  const uint8_t *adapted, *fresh;  // [entries]
+  double lr, factor, momentum, dampening, weight_decay, trust_coefficient, eps;
+  bool nesterov, trust_clip, joint;
+};
+
 struct Table {
   const char* name;
   bool has_bfloat16;  // whether the bfloat16 precisions are built; float32 stands in for them where not
@@ -218,6 +269,10 @@ struct Table {
   void (*characteristic_backward)(const CharacteristicBackward&);
   void (*spread)(const Spread&);
   void (*spread_backward)(const SpreadBackward&);
+  void (*ema)(const Ema&);
+  void (*square_sum)(const SquareSum&);
+  void (*adamw)(const Adamw&);
+  void (*lars)(const Lars&);
 };
 
 }  // namespace pyssl

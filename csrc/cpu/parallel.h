@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -76,6 +77,19 @@ static inline void relax() {
 #endif
 }
 
+// Waits for another thread, which may not have a core at the moment.
+template <class Condition>
+static void wait_until(const Condition& holds) {
+  for (int spins = 0; !holds(); ++spins) {
+    if (spins < 2000) {
+      relax();
+    } else {
+      sched_yield();
+      spins = 0;
+    }
+  }
+}
+
 // One parallel region: body(team) runs on every thread; team.claim() deals out work, team.barrier() ends a step.
 class Team {
  public:
@@ -103,6 +117,11 @@ class Team {
   int step_ = 0;
 };
 
+// Threads that `most` pieces of work can keep busy.
+static inline int useful_threads(int threads, int64_t most) {
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, most)));
+}
+
 constexpr int kMaxSteps = 8;
 
 template <class Body>
@@ -124,14 +143,7 @@ struct alignas(64) Turn {
   std::atomic<int64_t> now{0};
 
   void wait(int64_t mine) const {
-    for (int spins = 0; now.load(std::memory_order_acquire) != mine; ++spins) {
-      if (spins < 2000) {
-        relax();
-      } else {
-        sched_yield();
-        spins = 0;
-      }
-    }
+    wait_until([&] { return now.load(std::memory_order_acquire) == mine; });
   }
   void pass() { now.store(now.load(std::memory_order_relaxed) + 1, std::memory_order_release); }
 };

@@ -1,5 +1,6 @@
 // Compiled once per instruction set: the entries that the set offers.
 #include "covariance/covariance.h"
+#include "multi_tensor/multi_tensor.h"
 #include "simd/isa.h"
 #include "similarity/similarity.h"
 
@@ -23,6 +24,10 @@ const Table table = {PYSSL_ISA_NAME,
                      characteristic,
                      characteristic_backward,
                      spread,
-                     spread_backward};
+                     spread_backward,
+                     ema,
+                     square_sum,
+                     adamw,
+                     lars};
 
 }  // namespace pyssl::PYSSL_ISA

@@ -41,7 +41,7 @@ struct Blocks {
 };
 
 static inline void prefetch(const Matrix& x, int64_t row, int64_t width) {
-  const int64_t size = x.dtype == Dtype::float32 ? 4 : 2;
+  const int64_t size = size_of(x.dtype);
   const char* p = static_cast<const char*>(x.data) + row * x.stride * size;
   for (int64_t byte = 0; byte < width * size; byte += 64) __builtin_prefetch(p + byte);
 }
@@ -51,7 +51,7 @@ template <int R>
 static inline void load_rows(const Matrix& x, int64_t n, int64_t first, float (*out)[kColumns]) {
   const int64_t width = std::min(kColumns, x.dim - first);
   Matrix part = x;
-  part.data = static_cast<char*>(x.data) + first * (x.dtype == Dtype::float32 ? 4 : 2);
+  part.data = static_cast<char*>(x.data) + first * size_of(x.dtype);
   for (int r = 0; r < R; ++r) {
     // The next rows may lie on pages of their own, where the machine does not look ahead: 1.4 ms of 7.2 for 1,024 × 2,048.
     if (n + r + R < x.rows) prefetch(part, n + r + R, width);
@@ -139,7 +139,7 @@ static inline void differentiate_rows(const Matrix& x, const Matrix& grad, int64
     for (int r = 0; r < R; ++r) narrow(rows[r] + v * kWide, (c[r] * a[r] - a_after[r]) - s[r] * b[r]);
   }
   Matrix part = grad;
-  part.data = static_cast<char*>(grad.data) + first * (grad.dtype == Dtype::float32 ? 4 : 2);
+  part.data = static_cast<char*>(grad.data) + first * size_of(grad.dtype);
   for (int r = 0; r < R; ++r) store_row(part, n + r, std::min(kColumns, x.dim - first), rows[r]);
 }
 

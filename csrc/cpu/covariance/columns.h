@@ -16,28 +16,9 @@ namespace pyssl::PYSSL_ISA {
 constexpr int64_t kGroup = kRowPadding;
 constexpr int64_t kStrips = kGroup / kPanel;
 
-constexpr int kWide = kLanes / 2;       // doubles in a vector
-constexpr int kWides = kPanel / kWide;  // of a strip's row
-typedef float vh __attribute__((vector_size(4 * kWide)));
-
-static inline vd widen(const float* p) {
-  vh x;
-  __builtin_memcpy(&x, p, sizeof x);
-  return __builtin_convertvector(x, vd);
-}
-static inline vd widen(const double* p) { return load(p); }
-static inline void narrow(float* p, vd x) {
-  const vh y = __builtin_convertvector(x, vh);
-  __builtin_memcpy(p, &y, sizeof y);
-}
-static inline void narrow(double* p, vd x) { store(p, x); }
+constexpr int kWides = kPanel / kWide;  // vectors of doubles in a strip's row
 
 static inline int64_t groups(int64_t dim) { return (dim + kGroup - 1) / kGroup; }
-
-// Threads that `most` pieces of work can keep busy: each brings scratch of a group of columns.
-static inline int useful_threads(int threads, int64_t most) {
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, most)));
-}
 
 struct Shape {
   explicit Shape(const Views& views)
@@ -55,21 +36,21 @@ struct Shape {
 // View v at a position.
 static inline Matrix at(const Views& views, int v, int64_t position) {
   Matrix x = views.view[v];
-  x.data = static_cast<char*>(x.data) + position * views.position_stride[v] * (x.dtype == Dtype::float32 ? 4 : 2);
+  x.data = static_cast<char*>(x.data) + position * views.position_stride[v] * size_of(x.dtype);
   return x;
 }
 
 // Of what will be written: all positions of a view.
 static inline void prefer_huge_pages(const Views& views, int v) {
   const Matrix& x = views.view[v];
-  if (x.data) prefer_huge_pages(x.data, x.rows * x.stride * (x.dtype == Dtype::float32 ? 4 : 2));
+  if (x.data) prefer_huge_pages(x.data, x.rows * x.stride * size_of(x.dtype));
 }
 
 // Columns [first, first + kGroup) of x as floats.
 static inline void load_group(const Matrix& x, int64_t first, float* group) {
   const int64_t width = std::min(kGroup, x.dim - first);
   Matrix part = x;
-  part.data = static_cast<char*>(x.data) + first * (x.dtype == Dtype::float32 ? 4 : 2);
+  part.data = static_cast<char*>(x.data) + first * size_of(x.dtype);
   float row[kGroup] = {};
   for (int64_t n = 0; n < x.rows; ++n) {
     const float* from = row;
@@ -86,7 +67,7 @@ static inline void load_group(const Matrix& x, int64_t first, float* group) {
 // room [rows, kPanel].
 struct StripOut {
   StripOut(const Matrix& x, int64_t first, float* room) : part_(x), width_(std::min(kPanel, x.dim - first)) {
-    part_.data = static_cast<char*>(x.data) + first * (x.dtype == Dtype::float32 ? 4 : 2);
+    part_.data = static_cast<char*>(x.data) + first * size_of(x.dtype);
     const bool direct = x.dtype == Dtype::float32 && width_ == kPanel;
     data = direct ? static_cast<float*>(part_.data) : room;
     stride = direct ? x.stride : kPanel;

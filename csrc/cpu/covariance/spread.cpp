@@ -18,7 +18,7 @@ int64_t blocks(const Matrix& x) { return (x.dim + kElements - 1) / kElements; }
 void load_block(const Matrix& x, int64_t block, float* out) {
   const int64_t first = block * kElements, width = std::min(kElements, x.dim - first);
   Matrix part = x;
-  part.data = static_cast<char*>(x.data) + first * (x.dtype == Dtype::float32 ? 4 : 2);
+  part.data = static_cast<char*>(x.data) + first * size_of(x.dtype);
   for (int64_t v = 0; v < x.rows; ++v) {
     load_row(part, v, width, out + v * kElements);
     std::fill(out + v * kElements + width, out + (v + 1) * kElements, 0.f);
@@ -76,7 +76,7 @@ void spread_backward(const SpreadBackward& a) {
       }
       const int64_t first = block * kElements;
       Matrix part = a.grad;
-      part.data = static_cast<char*>(part.data) + first * (part.dtype == Dtype::float32 ? 4 : 2);
+      part.data = static_cast<char*>(part.data) + first * size_of(part.dtype);
       for (int64_t v = 0; v < a.x.rows; ++v)
         store_row(part, v, std::min(kElements, a.x.dim - first), views + v * kElements);
     }

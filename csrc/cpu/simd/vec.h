@@ -28,6 +28,21 @@ static inline vd load(const double* p) {
 static inline void store(double* p, vd x) { __builtin_memcpy(p, &x, sizeof x); }
 static inline vd set(double x) { return x - vd{}; }
 
+constexpr int kWide = kLanes / 2;  // doubles in a vector
+typedef float vh __attribute__((vector_size(4 * kWide)));
+
+static inline vd widen(const float* p) {
+  vh x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return __builtin_convertvector(x, vd);
+}
+static inline vd widen(const double* p) { return load(p); }
+static inline void narrow(float* p, vd x) {
+  const vh y = __builtin_convertvector(x, vh);
+  __builtin_memcpy(p, &y, sizeof y);
+}
+static inline void narrow(double* p, vd x) { store(p, x); }
+
 // s·c, rounded. Where a maximum of it is subtracted, a fused multiply-subtract would differ from it by half an ulp of t,
 // which for logits of 1e9 is 32 octaves.
 static inline vf scaled(vf s, float c) {

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyssl_fast import _cpu
 
-_DTYPES = {torch.float32: _cpu.FLOAT32, torch.float16: _cpu.FLOAT16, torch.bfloat16: _cpu.BFLOAT16}
+DTYPES = {torch.float32: _cpu.FLOAT32, torch.float16: _cpu.FLOAT16, torch.bfloat16: _cpu.BFLOAT16}
 _PRECISIONS = {
     "highest": _cpu.PRECISION_FLOAT32,
     "high": _cpu.PRECISION_BFLOAT16X3,
@@ -21,7 +21,7 @@ NO_MATRIX: Matrix = (0, 0, 0, 0, 0)
 
 def matrix(x: Tensor) -> Matrix:
     """x [rows, columns], whose rows are contiguous: see `rows`."""
-    return x.data_ptr(), _DTYPES[x.dtype], x.shape[0], x.shape[1], x.stride(0)
+    return x.data_ptr(), DTYPES[x.dtype], x.shape[0], x.shape[1], x.stride(0)
 
 
 def pointer(x: Tensor | None) -> int:
@@ -39,7 +39,7 @@ def precision_code(x: Tensor) -> int:
 
 def rows(x: Tensor) -> Tensor:
     """x itself when its rows are contiguous and of a kernel's dtype, else a copy."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         x = x.float()
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 

@@ -1,8 +1,8 @@
 """Multi-tensor family in plain PyTorch: one pass over lists of tensors, changed in place. The truth in tests.
 
 Entries i of all lists have one shape. What is read and what is written may differ in dtype: the arithmetic is
-float32's, or float64's where a tensor is. Lists that may be empty: shadow, momentum_buffers, max_exp_avg_sq, teacher. Scalars are
-[] tensors, on the CPU or on the lists' device, and are not looked at.
+float32's, or float64's where a tensor is. Lists that may be empty: shadow, momentum_buffers, max_exp_avg_sq, teacher.
+Scalars are [] tensors, on the CPU or on the lists' device, and are not looked at.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def lars_(
             decayed = u + weight_decay * p
             norm, gradient = p.double().norm(), u.double().norm()
             below = decayed.double().norm() if joint else gradient + weight_decay * norm
-            applies = (norm > 0) & ((below if joint else gradient) > 0)
-            trust = torch.where(applies, trust_coefficient * norm / (below + eps), 1)
+            none = (norm == 0) | ((below if joint else gradient) == 0)
+            trust = torch.where(none, 1, trust_coefficient * norm / (below + eps))
             if trust_clip:
                 trust = (trust / rate).clamp(max=1)
             u = trust.to(p.dtype) * decayed

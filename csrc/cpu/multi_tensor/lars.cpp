@@ -1,0 +1,152 @@
+// LARS, and the teachers in the same pass. The norms of a layer and its update follow each other, so that what the cache
+// holds of the layer is read from memory once: 20 to 28 bytes an element in float32, 8 more with a teacher.
+#include <cmath>
+
+#include "multi_tensor.h"
+#include "streams.h"
+
+namespace pyssl::PYSSL_ISA {
+
+namespace {
+
+struct Sums {
+  double pp = 0, gg = 0, gp = 0;
+};
+
+// The norms of one layer: summed by chunks, on any threads, and then over these in order by the thread that ends last.
+struct Layer {
+  std::atomic<int64_t> measured{0};
+  std::atomic<bool> ready{false};
+  float trust = 1;
+};
+
+Sums sums(const float* p, const float* g, int64_t count) {
+  vd pp = {}, gg = {}, gp = {};
+  int64_t k = 0;
+  for (; k + kWide <= count; k += kWide) {
+    const vd x = widen(p + k), y = widen(g + k);
+    pp += x * x;
+    gg += y * y;
+    gp += x * y;
+  }
+  Sums sum;
+  for (int l = 0; l < kWide; ++l) sum.pp += pp[l], sum.gg += gg[l], sum.gp += gp[l];
+  for (; k < count; ++k) {
+    sum.pp += double(p[k]) * p[k];
+    sum.gg += double(g[k]) * g[k];
+    sum.gp += double(g[k]) * p[k];
+  }
+  return sum;
+}
+
+float trust_of(const Lars& a, const Sums& sum) {
+  const double norm = std::sqrt(sum.pp), gradient = std::abs(a.factor) * std::sqrt(sum.gg), decay = a.weight_decay;
+  double below = gradient + decay * norm;
+  if (a.joint) {
+    const double square = a.factor * a.factor * sum.gg + 2 * a.factor * decay * sum.gp + decay * decay * sum.pp;
+    below = square < 0 ? 0 : std::sqrt(square);  // a NaN stays one
+  }
+  if (norm == 0 || (a.joint ? below : gradient) == 0) return 1;
+  double trust = a.trust_coefficient * norm / (below + a.eps);
+  if (a.trust_clip && trust > a.lr) trust = a.lr;
+  return static_cast<float>(a.trust_clip ? trust / a.lr : trust);
+}
+
+struct Rates {
+  float lr, factor, decay, trust, momentum, rate;  // rate: of what enters the buffer
+  bool nesterov;
+};
+
+template <bool buffered>
+void update(float* __restrict p, const float* __restrict g, float* __restrict b, int64_t count, const Rates& r) {
+  for (int64_t k = 0; k < count; ++k) {
+    float u = r.trust * (r.factor * g[k] + r.decay * p[k]);
+    if constexpr (buffered) {
+      b[k] = r.momentum * b[k] + r.rate * u;
+      u = r.nesterov ? u + r.momentum * b[k] : b[k];
+    }
+    p[k] -= r.lr * u;
+  }
+}
+
+}  // namespace
+
+void lars(const Lars& a) {
+  const Chunks chunks(a.entries);
+  std::vector<Sums> partial(chunks.size());
+  std::vector<Layer> layers(a.entries.size);
+
+  // Items: the chunks of a layer to measure, then the same to update. A layer of one chunk is one item.
+  const auto measured_apart = [&](int64_t e) { return a.adapted[e] && chunks.of(e) > 1; };
+  std::vector<int64_t> begin(a.entries.size + 1);
+  for (int64_t e = 0; e < a.entries.size; ++e) begin[e + 1] = begin[e] + chunks.of(e) * (measured_apart(e) ? 2 : 1);
+
+  const auto measure = [&](const Chunk& chunk) {
+    const Stream parameter(a.parameter, chunk.entry), gradient(a.gradient, chunk.entry);
+    Sums sum;
+    for_each_block(chunk, [&](int64_t first, int64_t count) {
+      Buffer buffers[2];
+      const Sums more = sums(parameter.read(first, count, buffers[0]), gradient.read(first, count, buffers[1]), count);
+      sum.pp += more.pp, sum.gg += more.gg, sum.gp += more.gp;
+    });
+    partial[chunks.begin(chunk.entry) + chunk.number] = sum;
+    Layer& layer = layers[chunk.entry];
+    if (layer.measured.fetch_add(1, std::memory_order_acq_rel) + 1 < chunks.of(chunk.entry)) return;
+    Sums total;
+    for (int64_t c = chunks.begin(chunk.entry); c < chunks.begin(chunk.entry + 1); ++c)
+      total.pp += partial[c].pp, total.gg += partial[c].gg, total.gp += partial[c].gp;
+    layer.trust = trust_of(a, total);
+    layer.ready.store(true, std::memory_order_release);
+  };
+
+  const auto change = [&](const Chunk& chunk) {
+    const int64_t e = chunk.entry;
+    const Stream parameter(a.parameter, e), gradient(a.gradient, e), buffer(a.momentum_buffer, e),
+        teacher(a.teaching.teacher, e), shadow(a.teaching.shadow, e);
+    const bool adapted = a.adapted[e], fresh = a.fresh[e];
+    const Rates rates{static_cast<float>(a.lr),
+                      static_cast<float>(a.factor),
+                      static_cast<float>(adapted ? a.weight_decay : 0),
+                      adapted ? layers[e].trust : 1,
+                      static_cast<float>(a.momentum),
+                      static_cast<float>(fresh ? 1 : 1 - a.dampening),
+                      a.nesterov};
+    for_each_block(chunk, [&](int64_t first, int64_t count) {
+      Buffer buffers[3];
+      float* p = parameter.edit(first, count, buffers[0]);
+      const float* g = gradient.read(first, count, buffers[1]);
+      if (buffer) {
+        float* b = buffer.edit(first, count, buffers[2]);
+        if (fresh) std::fill(b, b + count, 0.f);
+        update<true>(p, g, b, count, rates);
+        buffer.write(first, count, b);
+      } else {
+        update<false>(p, g, nullptr, count, rates);
+      }
+      parameter.write(first, count, p);
+      if (teacher) teach(teacher, shadow, first, count, parameter.read(first, count, buffers[0]), a.teaching.momentum);
+    });
+  };
+
+  parallel(useful_threads(a.entries.threads, chunks.size()), [&](Team team) {
+    int64_t entry = 0;
+    for (int64_t item; (item = team.claim()) < begin.back();) {
+      while (begin[entry + 1] <= item) ++entry;
+      const int64_t number = item - begin[entry], count = chunks.of(entry);
+      if (measured_apart(entry)) {
+        if (number < count) {
+          measure(chunks.part(entry, number));
+          continue;
+        }
+        // Whoever measures claimed earlier, and waits for nobody.
+        wait_until([&] { return layers[entry].ready.load(std::memory_order_acquire); });
+        change(chunks.part(entry, 2 * count - 1 - number));  // backwards: what was read last is in the cache still
+      } else {
+        if (a.adapted[entry]) measure(chunks.part(entry, 0));
+        change(chunks.part(entry, number));
+      }
+    }
+  });
+}
+
+}  // namespace pyssl::PYSSL_ISA

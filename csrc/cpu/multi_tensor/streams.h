@@ -1,0 +1,130 @@
+// Entries of lists as streams of floats, and the chunks of them that threads claim.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../parallel.h"
+#include "../simd/rows.h"
+
+namespace pyssl::PYSSL_ISA {
+
+constexpr int64_t kChunk = 1 << 15;  // elements that a thread claims at once: 6 µs of the fewest bytes at 20 GB/s
+constexpr int64_t kBlock = 1024;     // elements that are worked on at once: buffers of nine streams fit the L1 cache
+
+using Buffer = float[kBlock];
+
+// One entry of a list. Of float32 the floats are those in memory; of 16 bits they are converted into a buffer and back.
+struct Stream {
+  Stream(const List& list, int64_t entry)
+      : data(list.data ? static_cast<char*>(list.data[entry]) : nullptr),
+        dtype(list.data ? list.dtype[entry] : Dtype::float32) {}
+
+  explicit operator bool() const { return data; }
+
+  // `count` elements from `first` on, to read.
+  const float* read(int64_t first, int64_t count, float* buffer) const {
+    if (dtype == Dtype::float32) return reinterpret_cast<const float*>(data) + first;
+    load_row({data + first * 2, dtype, 1, count, count}, 0, count, buffer);
+    return buffer;
+  }
+
+  // The same, to change; `write` then makes the change hold.
+  float* edit(int64_t first, int64_t count, float* buffer) const {
+    return const_cast<float*>(read(first, count, buffer));
+  }
+  void write(int64_t first, int64_t count, const float* block) const {
+    if (dtype != Dtype::float32) store_row({data + first * 2, dtype, 1, count, count}, 0, count, block);
+  }
+
+  char* data;
+  Dtype dtype;
+};
+
+struct Chunk {
+  int64_t entry, number, first, end;  // number: among the entry's; elements first … end − 1
+};
+
+// The entries cut into chunks, in order; an empty entry has none. `passes` of an entry: how often it goes by.
+class Chunks {
+ public:
+  explicit Chunks(const Entries& entries) : counts_(entries.counts), begins_(entries.size + 1) {
+    for (int64_t i = 0; i < entries.size; ++i) begins_[i + 1] = begins_[i] + of(i);
+  }
+
+  int64_t size() const { return begins_.back(); }
+  int64_t of(int64_t entry) const { return (counts_[entry] + kChunk - 1) / kChunk; }
+  int64_t begin(int64_t entry) const { return begins_[entry]; }
+
+  // The chunk at `index`; the search begins at the entry of an earlier one.
+  Chunk at(int64_t index, int64_t entry) const {
+    while (begins_[entry + 1] <= index) ++entry;
+    return part(entry, index - begins_[entry]);
+  }
+  Chunk part(int64_t entry, int64_t number) const {
+    return {entry, number, number * kChunk, std::min((number + 1) * kChunk, counts_[entry])};
+  }
+
+ private:
+  const int64_t* counts_;
+  std::vector<int64_t> begins_;
+};
+
+// work(chunk), over all chunks and threads.
+template <class Work>
+static void for_each_chunk(const Entries& entries, const Work& work) {
+  const Chunks chunks(entries);
+  parallel(useful_threads(entries.threads, chunks.size()), [&](Team team) {
+    Chunk chunk{};
+    for (int64_t index; (index = team.claim()) < chunks.size();) {
+      chunk = chunks.at(index, chunk.entry);
+      work(chunk);
+    }
+  });
+}
+
+// work(first, count) over the blocks of a chunk.
+template <class Work>
+static void for_each_block(const Chunk& chunk, const Work& work) {
+  for (int64_t first = chunk.first; first < chunk.end; first += kBlock)
+    work(first, std::min(kBlock, chunk.end - first));
+}
+
+// x ← near + weight·(far − near), where x is one of the two.
+template <class T>
+static inline void interpolate(float* x, const float* near, const float* far, int64_t count, T weight) {
+  for (int64_t k = 0; k < count; ++k) x[k] = static_cast<float>(near[k] + weight * (T(far[k]) - T(near[k])));
+}
+
+// teacher ← student + momentum·(teacher − student), from the nearer end: exactly the teacher where both are equal, and
+// exactly the student for a momentum of 0. A weight up to 1/8 multiplies the difference's rounding by as little, so that
+// float32 gives what float64 does within one rounding. In between it takes float64: 5 instead of 3 operations for half
+// as many elements, which one core alone feels (7.4 ms for 25.6 million instead of 6.6).
+static inline void follow(float* teacher, const float* student, int64_t count, double momentum) {
+  const double weight = 1 - momentum;
+  if (weight <= 0.125)
+    interpolate(teacher, teacher, student, count, static_cast<float>(weight));
+  else if (weight <= 0.5)
+    interpolate(teacher, teacher, student, count, weight);
+  else if (momentum <= 0.125)
+    interpolate(teacher, student, teacher, count, static_cast<float>(momentum));
+  else
+    interpolate(teacher, student, teacher, count, momentum);
+}
+
+// A block of a teacher and its shadow follow the student's.
+static inline void teach(const Stream& teacher, const Stream& shadow, int64_t first, int64_t count,
+                         const float* student, double momentum) {
+  Buffer buffer;
+  float* t = teacher.edit(first, count, buffer);
+  follow(t, student, count, momentum);
+  teacher.write(first, count, t);
+  if (!shadow) return;
+  const float* rounded = teacher.read(first, count, buffer);
+  if (shadow.dtype == Dtype::float32)
+    __builtin_memcpy(shadow.data + first * 4, rounded, count * 4);
+  else
+    shadow.write(first, count, rounded);
+}
+
+}  // namespace pyssl::PYSSL_ISA
