@@ -1,9 +1,4 @@
-# A list of tensors: pointers and dtypes; empty lists where there is none.
-Tensors = tuple[list[int], list[int]]
-# Value, pointer on the device (0: the value holds), whether that points at a double.
-Scalar = tuple[float, int, bool]
-# Device and CUDA's handle.
-Stream = tuple[int, int]
+from collections.abc import Sequence
 
 FLOAT32: int
 FLOAT16: int
@@ -14,28 +9,21 @@ PARTIAL_DOUBLES: int  # of workspace, for a chunk of `lars`; `square_sum` takes 
 COMPILER: str
 TARGETS: list[str]
 
-def ema(
-    teacher: Tensors,
-    student: Tensors,
-    shadow: Tensors,
-    sizes: list[int],
-    averaged: int,
-    momentum: Scalar,
-    stream: Stream,
-) -> None: ...
-def square_sum(tensors: Tensors, sizes: list[int], partials: int, result: int, stream: Stream) -> None: ...
+class Layout:
+    def __init__(self, counts: Sequence[int], dtypes: Sequence[Sequence[int]]) -> None: ...
+
+_Addresses = Sequence[Sequence[int]]  # by list, as the layout has them
+Scalar = tuple[float, int, bool]  # value, pointer on the device (0: the value holds), whether that is to a double
+Stream = tuple[int, int]  # device, CUDA's handle
+
+def ema(layout: Layout, addresses: _Addresses, averaged: int, momentum: Scalar, stream: Stream) -> None: ...
+def square_sum(layout: Layout, addresses: _Addresses, partials: int, result: int, stream: Stream) -> None: ...
 def adamw(
-    parameters: Tensors,
-    gradients: Tensors,
-    exp_avg: Tensors,
-    exp_avg_sq: Tensors,
-    max_exp_avg_sq: Tensors,
-    teacher: Tensors,
-    shadow: Tensors,
-    steps: list[int],
-    sizes: list[int],
-    lr: Scalar,
+    layout: Layout,
+    addresses: _Addresses,
+    steps: Sequence[int],
     ema_momentum: Scalar,
+    lr: Scalar,
     factor: Scalar,
     found_inf: Scalar,
     beta1: float,
@@ -47,25 +35,21 @@ def adamw(
     stream: Stream,
 ) -> None: ...
 def lars(
-    parameters: Tensors,
-    gradients: Tensors,
-    momentum_buffers: Tensors,
-    teacher: Tensors,
-    shadow: Tensors,
-    sizes: list[int],
-    adapted: list[bool],
-    fresh: list[bool],
-    lr: Scalar,
+    layout: Layout,
+    addresses: _Addresses,
+    adapted: Sequence[bool],
+    fresh: Sequence[bool],
     ema_momentum: Scalar,
+    lr: Scalar,
     factor: Scalar,
     found_inf: Scalar,
     momentum: float,
     dampening: float,
     weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
     trust_coefficient: float,
     eps: float,
+    nesterov: bool,
+    maximize: bool,
     trust_clip: bool,
     joint: bool,
     records: int,

@@ -32,7 +32,7 @@ struct Raw {
 // The part of a tensor that a block works on. With a dtype known to the compiler, what depends on it is folded away;
 // with kAny it is a branch that all threads of the block take alike.
 template <int kDtype>
-struct List {
+struct Part {
   char* data;  // null: there is none
   int dtype;
 

@@ -23,9 +23,10 @@
 // search in the prefix sums of chunks, in constant memory.
 //
 // A chunk is 4,096 elements: 4 vectors of 4 elements for each of 256 threads, which ema loads at once, so that a block is
-// one batch of loads; and 6,250 blocks on ResNet-50, six waves of 8 blocks on 132 multiprocessors: in larger chunks the last,
-// partly filled wave would weigh more (16,384 elements: 1.5 waves). The search, ten steps, is hidden by the other blocks.
-// In flight: 32 KB a block for ema, so a full multiprocessor exceeds the 43 KB that B200 needs (8 TB/s · 800 ns / 148).
+// one batch of loads; and 6,250 blocks on ResNet-50, 16 waves of 3 blocks on 132 multiprocessors: of larger chunks the last,
+// partly filled wave would weigh more (16,384 elements: 4 waves). The search, ten steps, is hidden by the other blocks.
+// Registers are bounded for 3 blocks (ema) or 4 to a multiprocessor, which have 64 to 96 KB of loads in flight; B200, which
+// needs most, needs 43 KB (8 TB/s · 800 ns / 148).
 // Vectors are of 4 elements also where 16-bit lists go with float32 ones: 8 bytes to a thread are as well coalesced,
 // and each list's element k is in the same thread.
 #include "multi_tensor.h"
@@ -35,6 +36,9 @@
 
 #include "device.cuh"
 
+#ifndef PYSSL_PARAMETER_BYTES
+#define PYSSL_PARAMETER_BYTES 32764
+#endif
 #ifndef PYSSL_MAX_BLOCKS
 #define PYSSL_MAX_BLOCKS 0x7fffffff  // of a launch; less in tests
 #endif
@@ -44,7 +48,7 @@ namespace {
 
 // ---- the table of a launch -------------------------------------------------------------------------------------------
 
-constexpr int kParameterBytes = 32764;
+constexpr int kParameterBytes = PYSSL_PARAMETER_BYTES;
 constexpr int kOtherParameters = 256;   // room for what goes along with a table
 constexpr int kCopyChunk = 4 * kChunk;  // bytes
 
@@ -105,7 +109,7 @@ struct Table {
   }
 
   template <int kDtype>
-  __device__ List<kDtype> list(int n, const Chunk& chunk) const {
+  __device__ Part<kDtype> part(int n, const Chunk& chunk) const {
     const int dtype = static_cast<int>(dtypes[chunk.entry] >> (4 * n) & 15u);
     char* const start = data[n][chunk.entry];
     return {start ? start + chunk.begin * (dtype == kFloat32 ? 4 : 2) : nullptr, dtype};
@@ -114,12 +118,12 @@ struct Table {
 
 // Calls run(table) with tables of all entries, in order, each as full as can be.
 template <int N, class Make, class Run>
-void for_tables(size_t count, const Make& make, const Run& run) {
+void for_tables(int64_t count, const Make& make, const Run& run) {
   Table<N> table;
   int64_t chunks = 0;
   table.entries = 0;
   table.first_chunk[0] = 0;
-  for (size_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     const Entry<N> entry = make(i);
     const int64_t more = entry.chunks();
     if (more > PYSSL_MAX_BLOCKS) throw std::invalid_argument("a tensor of " + std::to_string(entry.size) + " elements");
@@ -149,14 +153,14 @@ int64_t blocks(const Table<N>& table) {
 
 // The lists' entry i; on the fastest path that its pointers and the dtypes of its first `leading` lists allow.
 template <int N>
-Entry<N> entry(const std::array<const Tensors*, N>& lists, const std::vector<int64_t>& sizes, size_t i, int leading) {
-  Entry<N> made{{}, {}, sizes.at(i), kScalar};
+Entry<N> entry(const Entries& entries, const std::array<List, N>& lists, int64_t i, int leading) {
+  Entry<N> made{{}, {}, entries.sizes[i], kScalar};
   uintptr_t bits = 0;
   bool all[3] = {true, true, true};
   for (int n = 0; n < N; ++n) {
-    if (lists[n] == nullptr || lists[n]->data.empty()) continue;
-    made.data[n] = lists[n]->data.at(i);
-    made.dtypes[n] = lists[n]->dtypes.at(i);
+    if (lists[n].data == nullptr) continue;
+    made.data[n] = lists[n].data[i];
+    made.dtypes[n] = lists[n].dtypes[i];
     bits |= made.data[n];
     for (int d = 0; d < 3; ++d) all[d] &= n >= leading || made.dtypes[n] == d;
   }
@@ -203,7 +207,7 @@ static_assert(sizeof(Record) == kRecordBytes);
 
 // The teacher follows a parameter x, the shadow the teacher.
 template <int kDtype, int V>
-__device__ void teach(const List<kDtype>& teacher, const List<kAny>& shadow, const Blend& blend, const Raw<V>& raw,
+__device__ void teach(const Part<kDtype>& teacher, const Part<kAny>& shadow, const Blend& blend, const Raw<V>& raw,
                       int k, const float (&x)[V]) {
   if (teacher.data == nullptr) return;
   float t[V];
@@ -218,9 +222,9 @@ __device__ void teach(const List<kDtype>& teacher, const List<kAny>& shadow, con
 
 template <int kTeacher, int kStudent>
 struct EmaOp {
-  List<kTeacher> teacher;
-  List<kStudent> student;
-  List<kAny> shadow;
+  Part<kTeacher> teacher;
+  Part<kStudent> student;
+  Part<kAny> shadow;
   Blend blend;
 
   template <int V>
@@ -229,9 +233,9 @@ struct EmaOp {
   };
 
   __device__ EmaOp(const Table<3>& table, const Chunk& chunk, const Blend& b)
-      : teacher(table.list<kTeacher>(0, chunk)),
-        student(table.list<kStudent>(1, chunk)),
-        shadow(table.list<kAny>(2, chunk)),
+      : teacher(table.part<kTeacher>(0, chunk)),
+        student(table.part<kStudent>(1, chunk)),
+        shadow(table.part<kAny>(2, chunk)),
         blend(b) {}
 
   template <int V>
@@ -297,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 template <int kDtype, int kLists>
 struct SquareOp {
   static constexpr int kSums = kLists == 1 ? 1 : 3;
-  List<kDtype> lists[kLists];
+  Part<kDtype> lists[kLists];
   double (&sum)[kSums];
 
   template <int V>
@@ -307,7 +311,7 @@ struct SquareOp {
 
   template <int N>
   __device__ SquareOp(const Table<N>& table, const Chunk& chunk, double (&s)[kSums]) : sum(s) {
-    for (int n = 0; n < kLists; ++n) lists[n] = table.template list<kDtype>(n, chunk);
+    for (int n = 0; n < kLists; ++n) lists[n] = table.template part<kDtype>(n, chunk);
   }
 
   template <int V>
@@ -374,7 +378,7 @@ __global__ void __launch_bounds__(kThreads) square_sum_total(const double* parti
 // ---- adamw -----------------------------------------------------------------------------------------------------------
 
 struct AdamWScalars {
-  Scalar lr, ema_momentum, factor, found_inf;
+  Scalar ema_momentum, lr, factor, found_inf;
   double beta1, beta2, weight_decay;
   bool maximize;
 };
@@ -408,8 +412,8 @@ __global__ void __launch_bounds__(kThreads) adamw_prepare(const __grid_constant_
 
 template <int kDtype>
 struct AdamWOp {
-  List<kDtype> parameter, gradient, exp_avg, exp_avg_sq, max_exp_avg_sq, teacher;
-  List<kAny> shadow;
+  Part<kDtype> parameter, gradient, exp_avg, exp_avg_sq, max_exp_avg_sq, teacher;
+  Part<kAny> shadow;
   const Record& record;
   const AdamWNumbers& numbers;
 
@@ -419,13 +423,13 @@ struct AdamWOp {
   };
 
   __device__ AdamWOp(const Table<kAdamWLists>& table, const Chunk& chunk, const Record& r, const AdamWNumbers& a)
-      : parameter(table.list<kDtype>(0, chunk)),
-        gradient(table.list<kDtype>(1, chunk)),
-        exp_avg(table.list<kDtype>(2, chunk)),
-        exp_avg_sq(table.list<kDtype>(3, chunk)),
-        max_exp_avg_sq(table.list<kDtype>(4, chunk)),
-        teacher(table.list<kDtype>(5, chunk)),
-        shadow(table.list<kAny>(6, chunk)),
+      : parameter(table.part<kDtype>(0, chunk)),
+        gradient(table.part<kDtype>(1, chunk)),
+        exp_avg(table.part<kDtype>(2, chunk)),
+        exp_avg_sq(table.part<kDtype>(3, chunk)),
+        max_exp_avg_sq(table.part<kDtype>(4, chunk)),
+        teacher(table.part<kDtype>(5, chunk)),
+        shadow(table.part<kAny>(6, chunk)),
         record(r),
         numbers(a) {}
 
@@ -488,7 +492,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 // ---- lars ------------------------------------------------------------------------------------------------------------
 
 struct LarsScalars {
-  Scalar lr, ema_momentum, factor, found_inf;
+  Scalar ema_momentum, lr, factor, found_inf;
   double weight_decay, trust_coefficient, eps;
   bool maximize, trust_clip, joint;
 };
@@ -529,7 +533,8 @@ __global__ void __launch_bounds__(kThreads)
       const double square = factor * factor * sum[1] + 2 * decay * factor * sum[2] + decay * decay * sum[0];
       below = square < 0 ? 0 : sqrt(square);
     }
-    if (norm > 0 && (a.joint ? below : gradient) > 0) trust = a.trust_coefficient * norm / (below + a.eps);
+    // Comparisons that let not-a-number through.
+    if (norm != 0 && (a.joint ? below : gradient) != 0) trust = a.trust_coefficient * norm / (below + a.eps);
     if (a.trust_clip) trust = trust / lr > 1 ? 1 : trust / lr;
   }
   Record r{};
@@ -544,8 +549,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kDtype>
 struct LarsOp {
-  List<kDtype> parameter, gradient, buffer, teacher;
-  List<kAny> shadow;
+  Part<kDtype> parameter, gradient, buffer, teacher;
+  Part<kAny> shadow;
   bool adapted, fresh;
   const Record& record;
   const LarsNumbers& numbers;
@@ -556,11 +561,11 @@ struct LarsOp {
   };
 
   __device__ LarsOp(const Table<kLarsLists>& table, const Chunk& chunk, const Record& r, const LarsNumbers& a)
-      : parameter(table.list<kDtype>(0, chunk)),
-        gradient(table.list<kDtype>(1, chunk)),
-        buffer(table.list<kDtype>(2, chunk)),
-        teacher(table.list<kDtype>(3, chunk)),
-        shadow(table.list<kAny>(4, chunk)),
+      : parameter(table.part<kDtype>(0, chunk)),
+        gradient(table.part<kDtype>(1, chunk)),
+        buffer(table.part<kDtype>(2, chunk)),
+        teacher(table.part<kDtype>(3, chunk)),
+        shadow(table.part<kAny>(4, chunk)),
         adapted(table.path[chunk.entry] & kAdapted),
         fresh(table.path[chunk.entry] & kFresh),
         record(r),
@@ -626,70 +631,69 @@ static_assert(sizeof(Table<kLarsLists>) + sizeof(LarsScalars) + 32 <= kParameter
 // ---- the host's side -------------------------------------------------------------------------------------------------
 
 void ema(const Ema& args) {
-  const OnDevice device(args.stream.device);
-  const auto make = [&](size_t i) {
-    if (static_cast<int64_t>(i) >= args.averaged)
-      return Entry<3>{{args.teacher.data.at(i), args.student.data.at(i)}, {}, args.sizes.at(i), kCopy};
-    Entry<3> made = entry<3>({&args.teacher, &args.student, &args.shadow}, args.sizes, i, 2);
+  const OnDevice device(args.entries.device);
+  const auto make = [&](int64_t i) {
+    if (i >= args.averaged)
+      return Entry<3>{{args.teacher.data[i], args.student.data[i]}, {}, args.entries.sizes[i], kCopy};
+    Entry<3> made = entry<3>(args.entries, {args.teacher, args.student, args.shadow}, i, 2);
     if (made.path == kMixed && made.dtypes[0] == kFloat32)
       made.path = made.dtypes[1] == kBFloat16 ? k32FromBFloat16 : k32FromHalf;
     return made;
   };
-  for_tables<3>(args.sizes.size(), make, [&](const Table<3>& table) {
-    launch(ema_update, blocks(table), args.stream.handle, table, args.momentum);
+  for_tables<3>(args.entries.count, make, [&](const Table<3>& table) {
+    launch(ema_update, blocks(table), args.entries.stream, table, args.momentum);
   });
 }
 
 void square_sum(const SquareSum& args) {
-  const OnDevice device(args.stream.device);
+  const OnDevice device(args.entries.device);
   int64_t count = 0;
-  const auto make = [&](size_t i) { return entry<1>({&args.tensors}, args.sizes, i, 1); };
-  for_tables<1>(args.sizes.size(), make, [&](const Table<1>& table) {
-    launch(square_sum_chunks, blocks(table), args.stream.handle, table, args.partials + count);
+  const auto make = [&](int64_t i) { return entry<1>(args.entries, {args.tensors}, i, 1); };
+  for_tables<1>(args.entries.count, make, [&](const Table<1>& table) {
+    launch(square_sum_chunks, blocks(table), args.entries.stream, table, args.partials + count);
     count += blocks(table);
   });
-  launch(square_sum_total, 1, args.stream.handle, args.partials, count, args.result);
+  launch(square_sum_total, 1, args.entries.stream, args.partials, count, args.result);
 }
 
 void adamw(const AdamW& args) {
-  const OnDevice device(args.stream.device);
-  const AdamWScalars scalars{args.lr,    args.ema_momentum, args.factor,       args.found_inf,
-                             args.beta1, args.beta2,        args.weight_decay, args.maximize};
+  const OnDevice device(args.entries.device);
+  const AdamWScalars scalars{args.ema_momentum, args.lr,    args.factor,       args.found_inf,
+                             args.beta1,        args.beta2, args.weight_decay, args.maximize};
   const AdamWNumbers numbers{Blend::of(1 - args.beta1), static_cast<float>(args.beta2),
                              static_cast<float>(1 - args.beta2), static_cast<float>(args.eps)};
   Record* const records = static_cast<Record*>(args.records);
-  const auto make = [&](size_t i) {
-    Entry<kAdamWLists> made = entry<kAdamWLists>({&args.parameters, &args.gradients, &args.exp_avg, &args.exp_avg_sq,
-                                                  &args.max_exp_avg_sq, &args.teacher, &args.shadow},
-                                                 args.sizes, i, 6);
-    made.data[7] = args.steps.at(i);
+  const auto make = [&](int64_t i) {
+    Entry<kAdamWLists> made = entry<kAdamWLists>(args.entries,
+                                                 {args.parameters, args.gradients, args.exp_avg, args.exp_avg_sq,
+                                                  args.max_exp_avg_sq, args.teacher, args.shadow},
+                                                 i, 6);
+    made.data[7] = args.steps[i];
     return made;
   };
-  for_tables<kAdamWLists>(args.sizes.size(), make, [&](const Table<kAdamWLists>& table) {
-    const int64_t entries = table.entries;
-    launch(adamw_prepare, (entries + kThreads - 1) / kThreads, args.stream.handle, table, scalars, records);
-    launch(adamw_update, blocks(table), args.stream.handle, table, numbers, records);
+  for_tables<kAdamWLists>(args.entries.count, make, [&](const Table<kAdamWLists>& table) {
+    launch(adamw_prepare, (table.entries + kThreads - 1) / kThreads, args.entries.stream, table, scalars, records);
+    launch(adamw_update, blocks(table), args.entries.stream, table, numbers, records);
   });
 }
 
 void lars(const Lars& args) {
-  const OnDevice device(args.stream.device);
-  const LarsScalars scalars{
-      args.lr,  args.ema_momentum, args.factor,     args.found_inf, args.weight_decay, args.trust_coefficient,
-      args.eps, args.maximize,     args.trust_clip, args.joint};
+  const OnDevice device(args.entries.device);
+  const LarsScalars scalars{args.ema_momentum,      args.lr,  args.factor,   args.found_inf,  args.weight_decay,
+                            args.trust_coefficient, args.eps, args.maximize, args.trust_clip, args.joint};
   const LarsNumbers numbers{static_cast<float>(args.momentum), static_cast<float>(1 - args.dampening), args.nesterov};
   Record* const records = static_cast<Record*>(args.records);
-  const bool any = std::find(args.adapted.begin(), args.adapted.end(), true) != args.adapted.end();
-  const auto make = [&](size_t i) {
+  const bool any = std::any_of(args.adapted, args.adapted + args.entries.count, [](uint8_t x) { return x != 0; });
+  const auto make = [&](int64_t i) {
     Entry<kLarsLists> made = entry<kLarsLists>(
-        {&args.parameters, &args.gradients, &args.momentum_buffers, &args.teacher, &args.shadow}, args.sizes, i, 4);
-    made.path |= (args.adapted.at(i) ? kAdapted : 0u) | (args.fresh.at(i) ? kFresh : 0u);
+        args.entries, {args.parameters, args.gradients, args.momentum_buffers, args.teacher, args.shadow}, i, 4);
+    made.path |= (args.adapted[i] ? kAdapted : 0u) | (args.fresh[i] ? kFresh : 0u);
     return made;
   };
-  for_tables<kLarsLists>(args.sizes.size(), make, [&](const Table<kLarsLists>& table) {
-    if (any) launch(lars_norms, blocks(table), args.stream.handle, table, args.partials);
-    launch(lars_trust, table.entries, args.stream.handle, table, scalars, args.partials, records);
-    launch(lars_update, blocks(table), args.stream.handle, table, numbers, records);
+  for_tables<kLarsLists>(args.entries.count, make, [&](const Table<kLarsLists>& table) {
+    if (any) launch(lars_norms, blocks(table), args.entries.stream, table, args.partials);
+    launch(lars_trust, table.entries, args.entries.stream, table, scalars, args.partials, records);
+    launch(lars_update, blocks(table), args.entries.stream, table, numbers, records);
   });
 }
 

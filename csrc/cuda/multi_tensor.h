@@ -5,15 +5,14 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 namespace pyssl::cuda {
 
 enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 2 };
 
-struct Tensors {  // no data: there is no such list
-  std::vector<uintptr_t> data;
-  std::vector<int> dtypes;
+struct List {  // of tensors; null: there is none
+  const uintptr_t* data;
+  const int* dtypes;
 };
 
 struct Scalar {  // pointer: where the device reads it, in stream order; null: `value`
@@ -22,9 +21,11 @@ struct Scalar {  // pointer: where the device reads it, in stream order; null: `
   bool is_double;  // of what the pointer points at; else float
 };
 
-struct Stream {
+struct Entries {
+  int64_t count;
+  const int64_t* sizes;  // elements
   int device;
-  void* handle;
+  void* stream;
 };
 
 constexpr int kChunk = 4096;        // elements that one block does
@@ -32,44 +33,39 @@ constexpr int kRecordBytes = 32;    // of workspace, for an entry
 constexpr int kPartialDoubles = 3;  // of workspace, for a chunk of `lars`; `square_sum` takes one
 
 struct Ema {
-  Tensors teacher, student, shadow;
-  std::vector<int64_t> sizes;  // elements; bytes of what is copied
-  int64_t averaged;            // entries from here on are copied
+  Entries entries;
+  List teacher, student, shadow;
+  int64_t averaged;  // entries from here on are copied; their sizes are bytes
   Scalar momentum;
-  Stream stream;
 };
 
 struct SquareSum {
-  Tensors tensors;
-  std::vector<int64_t> sizes;
+  Entries entries;
+  List tensors;
   double* partials;  // one for each chunk
   double* result;
-  Stream stream;
 };
 
 struct AdamW {
-  Tensors parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq, teacher, shadow;
-  std::vector<uintptr_t> steps;  // of float
-  std::vector<int64_t> sizes;
-  Scalar lr, ema_momentum, factor, found_inf;
+  Entries entries;
+  List parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq, teacher, shadow;
+  const uintptr_t* steps;  // of float
+  Scalar ema_momentum, lr, factor, found_inf;
   double beta1, beta2, eps, weight_decay;
   bool maximize;
   void* records;  // kRecordBytes for each entry
-  Stream stream;
 };
 
 struct Lars {
-  Tensors parameters, gradients, momentum_buffers, teacher, shadow;
-  std::vector<int64_t> sizes;
-  std::vector<bool> adapted, fresh;
-  Scalar lr, ema_momentum, factor, found_inf;
-  double momentum, dampening, weight_decay;
-  bool nesterov, maximize;
-  double trust_coefficient, eps;
-  bool trust_clip, joint;
+  Entries entries;
+  List parameters, gradients, momentum_buffers, teacher, shadow;
+  const uint8_t* adapted;
+  const uint8_t* fresh;
+  Scalar ema_momentum, lr, factor, found_inf;
+  double momentum, dampening, weight_decay, trust_coefficient, eps;
+  bool nesterov, maximize, trust_clip, joint;
   void* records;     // kRecordBytes for each entry
   double* partials;  // kPartialDoubles for each chunk
-  Stream stream;
 };
 
 void ema(const Ema& args);

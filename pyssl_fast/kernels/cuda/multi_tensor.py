@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,21 +14,17 @@ _DTYPES = {torch.float32: _cuda.FLOAT32, torch.float16: _cuda.FLOAT16, torch.bfl
 
 
 @functools.lru_cache(maxsize=256)
-def _codes(layout: Layout) -> tuple[list[int], ...]:
-    return tuple([_DTYPES[dtype] for dtype in of] for of in layout.dtypes)
+def _layout(layout: Layout, averaged: int) -> tuple[_cuda.Layout, int]:
+    """What the kernels take, and into how many chunks they cut it."""
+    counts = list(layout.counts)
+    for i in range(averaged, len(counts)):  # what is copied is bytes
+        counts[i] *= layout.dtypes[0][i].itemsize
+    chunks = sum(-(-count // _cuda.CHUNK) for count in counts)
+    return _cuda.Layout(counts, [[_DTYPES.get(dtype, 0) for dtype in of] for of in layout.dtypes]), chunks
 
 
-@functools.lru_cache(maxsize=256)
-def _chunks(counts: tuple[int, ...]) -> int:
-    return sum(-(-count // _cuda.CHUNK) for count in counts)
-
-
-def _pointers(tensors: Sequence[Tensor]) -> list[int]:
+def _addresses(tensors: list[Tensor]) -> list[int]:
     return list(map(Tensor.data_ptr, tensors))
-
-
-def _lists(flats: Sequence[list[Tensor]], layout: Layout) -> list[_cuda.Tensors]:
-    return [(_pointers(of), codes) for of, codes in zip(flats, _codes(layout), strict=True)]
 
 
 def _in_host_memory(x: Tensor) -> bool:
@@ -51,39 +46,22 @@ def _stream(x: Tensor) -> _cuda.Stream:
 
 
 def ema_(teacher: list[Tensor], student: list[Tensor], shadow: list[Tensor], averaged: int, momentum: Tensor) -> None:
-    # Entries of one shape and layout each; the copied ones have no shadow.
-    followed, following = (teacher[:averaged], student[:averaged], shadow), (teacher[averaged:], student[averaged:])
-    pointers: tuple[list[int], ...] = ([], [], [])
-    codes: tuple[list[int], ...] = ([], [], [])
-    sizes: list[int] = []
-    parts = []
-    for lists in (followed, following):
-        if lists[0]:
-            flats, layout = flat(*lists)
-            parts.append((layout, lists, flats))
-            for of, found in zip(pointers, map(_pointers, flats), strict=False):
-                of.extend(found)
-    if averaged:
-        codes = _codes(parts[0][0])
-        sizes.extend(parts[0][0].counts)
-    sizes.extend(t.nbytes for t in following[0])
-    if not parts:
-        return
-    t, s, x = zip(pointers, codes, strict=True)
-    _cuda.ema(t, s, x, sizes, averaged, _scalar(momentum), _stream(teacher[0]))
-    for layout, lists, flats in parts:
-        write_back(layout, lists[0], flats[0])
-        if len(lists) == 3:
-            write_back(layout, lists[2], flats[2])
+    # A shadow list has one entry for every teacher; those that are copied shadow themselves.
+    shadows = shadow + teacher[averaged:] if shadow else shadow
+    lists, layout = flat(teacher, student, shadows)
+    sizes, _ = _layout(layout, averaged)
+    _cuda.ema(sizes, [_addresses(x) for x in lists], averaged, _scalar(momentum), _stream(teacher[0]))
+    write_back(layout, teacher, lists[0])
+    write_back(layout, shadow, lists[2])
 
 
 def square_sum(tensors: list[Tensor]) -> Tensor:
-    flats, layout = flat(tensors)
-    (of,) = _lists(flats, layout)
-    workspace = tensors[0].new_empty(1 + _chunks(layout.counts), dtype=torch.float64)
-    pointer = workspace.data_ptr()
-    _cuda.square_sum(of, list(layout.counts), pointer + 8, pointer, _stream(tensors[0]))
-    return workspace[0].clone()
+    lists, layout = flat(tensors)
+    sizes, chunks = _layout(layout, len(tensors))
+    total = tensors[0].new_empty((), dtype=torch.float64)
+    partials = tensors[0].new_empty(chunks, dtype=torch.float64)
+    _cuda.square_sum(sizes, [_addresses(x) for x in lists], partials.data_ptr(), total.data_ptr(), _stream(tensors[0]))
+    return total
 
 
 def adamw_(
@@ -105,15 +83,16 @@ def adamw_(
     weight_decay: float,
     maximize: bool,
 ) -> None:
-    lists = parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq, teacher, shadow
-    flats, layout = flat(*lists)
-    workspace = parameters[0].new_empty(len(parameters) * _cuda.RECORD_BYTES, dtype=torch.uint8)
+    written = (parameters, exp_avg, exp_avg_sq, max_exp_avg_sq, teacher, shadow)
+    lists, layout = flat(parameters, gradients, *written[1:])
+    sizes, _ = _layout(layout, len(parameters))
+    records = parameters[0].new_empty(len(parameters) * _cuda.RECORD_BYTES, dtype=torch.uint8)
     _cuda.adamw(
-        *_lists(flats, layout),
-        _pointers(steps),
-        list(layout.counts),
-        _scalar(lr),
+        sizes,
+        [_addresses(x) for x in lists],
+        _addresses(steps),
         _scalar(ema_momentum),
+        _scalar(lr),
         _scalar(factor, absent=1.0),
         _scalar(found_inf),
         beta1,
@@ -121,12 +100,11 @@ def adamw_(
         eps,
         weight_decay,
         maximize,
-        workspace.data_ptr(),
+        records.data_ptr(),
         _stream(parameters[0]),
     )
-    for original, of in zip(lists, flats, strict=True):
-        if original is not gradients:
-            write_back(layout, original, of)
+    for original, copy in zip(written, (lists[0], *lists[2:]), strict=True):
+        write_back(layout, original, copy)
 
 
 def lars_(
@@ -151,32 +129,32 @@ def lars_(
     trust_clip: bool,
     joint: bool,
 ) -> None:
-    lists = parameters, gradients, momentum_buffers, teacher, shadow
-    flats, layout = flat(*lists)
+    written = (parameters, momentum_buffers, teacher, shadow)
+    lists, layout = flat(parameters, gradients, *written[1:])
+    sizes, chunks = _layout(layout, len(parameters))
     records = parameters[0].new_empty(len(parameters) * _cuda.RECORD_BYTES, dtype=torch.uint8)
-    partials = parameters[0].new_empty(_chunks(layout.counts) * _cuda.PARTIAL_DOUBLES, dtype=torch.float64)
+    partials = parameters[0].new_empty(chunks * _cuda.PARTIAL_DOUBLES, dtype=torch.float64)
     _cuda.lars(
-        *_lists(flats, layout),
-        list(layout.counts),
+        sizes,
+        [_addresses(x) for x in lists],
         adapted,
         fresh,
-        _scalar(lr),
         _scalar(ema_momentum),
+        _scalar(lr),
         _scalar(factor, absent=1.0),
         _scalar(found_inf),
         momentum,
         dampening,
         weight_decay,
-        nesterov,
-        maximize,
         trust_coefficient,
         eps,
+        nesterov,
+        maximize,
         trust_clip,
         joint,
         records.data_ptr(),
         partials.data_ptr(),
         _stream(parameters[0]),
     )
-    for original, of in zip(lists, flats, strict=True):
-        if original is not gradients:
-            write_back(layout, original, of)
+    for original, copy in zip(written, (lists[0], *lists[2:]), strict=True):
+        write_back(layout, original, copy)
