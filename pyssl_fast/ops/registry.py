@@ -24,6 +24,7 @@ def define(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     autocast: int | None = None,
+    mutates: bool = False,
 ) -> None:
     """Register one operator.
 
@@ -34,6 +35,7 @@ def define(
         setup_context, backward: as `torch.library.register_autograd` takes them. Without them a gradient is an error.
         autocast: under autocast, run with that many of the first arguments in the autocast dtype, and autocast off
             inside: 0 keeps statistics in the inputs' precision. None: autocast does what it does.
+        mutates: it changes tensors in place, which must not be under autograd.
     """
     name = schema.partition("(")[0]
     qualified = f"pyssl_fast::{name}"
@@ -42,6 +44,8 @@ def define(
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
 
+    if mutates:
+        return
     if backward is None:
         # A second derivative would otherwise be a silent zero.
         def backward(ctx: Any, *grads: Tensor | None) -> Any:

@@ -52,6 +52,37 @@ float trust_of(const Lars& a, const Sums& sum) {
   return static_cast<float>(a.trust_clip ? trust / a.lr : trust);
 }
 
+// One chunk to measure, to change, or both.
+struct Item {
+  int64_t entry, number;
+  bool measure, change;
+};
+
+// A layer of one chunk is measured and changed at once. Of a larger one all chunks are measured first, and then changed,
+// backwards: what was read last is in the cache still. In between others are measured, of kAhead elements in all, so that
+// nobody waits for a layer's last chunk; of 128 to 512 thousand elements that takes 13.9 ms to 11 for 25 million.
+constexpr int64_t kAhead = 1 << 19;
+
+std::vector<Item> order(const Lars& a, const Chunks& chunks) {
+  std::vector<Item> items;
+  int64_t first = 0, ahead = 0;  // measured layers begin at `first`
+  const auto large = [&](int64_t e) { return a.adapted[e] && chunks.of(e) > 1; };
+  const auto change_until = [&](int64_t most) {
+    for (; ahead > most; ++first) {
+      if (!large(first)) continue;
+      for (int64_t c = chunks.of(first); c-- > 0;) items.push_back({first, c, false, true});
+      ahead -= a.entries.counts[first];
+    }
+  };
+  for (int64_t e = 0; e < a.entries.size; ++e) {
+    for (int64_t c = 0; c < chunks.of(e); ++c) items.push_back({e, c, bool(a.adapted[e]), !large(e)});
+    if (large(e)) ahead += a.entries.counts[e];
+    change_until(kAhead);
+  }
+  change_until(0);
+  return items;
+}
+
 struct Rates {
   float lr, factor, decay, trust, momentum, rate;  // rate: of what enters the buffer
   bool nesterov;
@@ -75,11 +106,6 @@ void lars(const Lars& a) {
   const Chunks chunks(a.entries);
   std::vector<Sums> partial(chunks.size());
   std::vector<Layer> layers(a.entries.size);
-
-  // Items: the chunks of a layer to measure, then the same to update. A layer of one chunk is one item.
-  const auto measured_apart = [&](int64_t e) { return a.adapted[e] && chunks.of(e) > 1; };
-  std::vector<int64_t> begin(a.entries.size + 1);
-  for (int64_t e = 0; e < a.entries.size; ++e) begin[e + 1] = begin[e] + chunks.of(e) * (measured_apart(e) ? 2 : 1);
 
   const auto measure = [&](const Chunk& chunk) {
     const Stream parameter(a.parameter, chunk.entry), gradient(a.gradient, chunk.entry);
@@ -128,23 +154,16 @@ void lars(const Lars& a) {
     });
   };
 
+  const std::vector<Item> items = order(a, chunks);
   parallel(useful_threads(a.entries.threads, chunks.size()), [&](Team team) {
-    int64_t entry = 0;
-    for (int64_t item; (item = team.claim()) < begin.back();) {
-      while (begin[entry + 1] <= item) ++entry;
-      const int64_t number = item - begin[entry], count = chunks.of(entry);
-      if (measured_apart(entry)) {
-        if (number < count) {
-          measure(chunks.part(entry, number));
-          continue;
-        }
-        // Whoever measures claimed earlier, and waits for nobody.
-        wait_until([&] { return layers[entry].ready.load(std::memory_order_acquire); });
-        change(chunks.part(entry, 2 * count - 1 - number));  // backwards: what was read last is in the cache still
-      } else {
-        if (a.adapted[entry]) measure(chunks.part(entry, 0));
-        change(chunks.part(entry, number));
-      }
+    for (int64_t i; (i = team.claim()) < static_cast<int64_t>(items.size());) {
+      const Item& item = items[i];
+      const Chunk chunk = chunks.part(item.entry, item.number);
+      if (item.measure) measure(chunk);
+      if (!item.change) continue;
+      // Whoever measures claimed earlier, and waits for nobody.
+      if (a.adapted[item.entry]) wait_until([&] { return layers[item.entry].ready.load(std::memory_order_acquire); });
+      change(chunk);
     }
   });
 }

@@ -45,7 +45,7 @@ struct Chunk {
   int64_t entry, number, first, end;  // number: among the entry's; elements first … end − 1
 };
 
-// The entries cut into chunks, in order; an empty entry has none. `passes` of an entry: how often it goes by.
+// The entries cut into chunks, in order; an empty entry has none.
 class Chunks {
  public:
   explicit Chunks(const Entries& entries) : counts_(entries.counts), begins_(entries.size + 1) {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pyssl_fast import _cpu
 from pyssl_fast.kernels.cpu.pointers import DTYPES
-from pyssl_fast.kernels.flat import Layout, flat, write_back
+from pyssl_fast.kernels.flat import Layout, addresses, flat, write_back
 
 
 @functools.lru_cache(maxsize=256)
@@ -20,17 +21,15 @@ def _layout(layout: Layout, averaged: int) -> _cpu.Layout:
     return _cpu.Layout(counts, [[DTYPES.get(dtype, 0) for dtype in of] for of in layout.dtypes])
 
 
-def _addresses(tensors: list[Tensor]) -> list[int]:
-    return list(map(Tensor.data_ptr, tensors))
-
-
-def ema_(teacher: list[Tensor], student: list[Tensor], shadow: list[Tensor], averaged: int, momentum: Tensor) -> None:
-    # A shadow list has one entry for every teacher; those that are copied shadow themselves.
-    shadows = shadow + teacher[averaged:] if shadow else shadow
-    lists, layout = flat(teacher, student, shadows)
+def ema_(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], shadow: Sequence[Tensor], averaged: int, momentum: Tensor
+) -> None:
+    if shadow and averaged < len(teacher):
+        shadow = [*shadow, *teacher[averaged:]]  # what is copied shadows itself
+    lists, layout = flat(teacher, student, shadow)
     _cpu.ema(
         _layout(layout, averaged),
-        [_addresses(x) for x in lists],
+        [addresses(x) for x in lists],
         averaged,
         float(momentum),
         torch.get_num_threads(),
@@ -39,9 +38,9 @@ def ema_(teacher: list[Tensor], student: list[Tensor], shadow: list[Tensor], ave
     write_back(layout, shadow, lists[2])
 
 
-def square_sum(tensors: list[Tensor]) -> Tensor:
+def square_sum(tensors: Sequence[Tensor]) -> Tensor:
     lists, layout = flat(tensors)
-    total = _cpu.square_sum(_layout(layout, len(tensors)), [_addresses(x) for x in lists], torch.get_num_threads())
+    total = _cpu.square_sum(_layout(layout, len(tensors)), [addresses(x) for x in lists], torch.get_num_threads())
     return torch.tensor(total, dtype=torch.float64)
 
 
@@ -50,14 +49,14 @@ def _gradient_factor(factor: Tensor | None, maximize: bool) -> float:
 
 
 def adamw_(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    exp_avg: list[Tensor],
-    exp_avg_sq: list[Tensor],
-    max_exp_avg_sq: list[Tensor],
-    steps: list[Tensor],
-    teacher: list[Tensor],
-    shadow: list[Tensor],
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    max_exp_avg_sq: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    shadow: Sequence[Tensor],
     lr: Tensor,
     ema_momentum: Tensor,
     factor: Tensor | None,
@@ -74,8 +73,8 @@ def adamw_(
     lists, layout = flat(parameters, gradients, *written[1:])
     _cpu.adamw(
         _layout(layout, len(parameters)),
-        [_addresses(x) for x in lists],
-        _addresses(steps),
+        [addresses(x) for x in lists],
+        addresses(steps),
         float(ema_momentum),
         float(lr),
         _gradient_factor(factor, maximize),
@@ -90,13 +89,13 @@ def adamw_(
 
 
 def lars_(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    momentum_buffers: list[Tensor],
-    teacher: list[Tensor],
-    shadow: list[Tensor],
-    adapted: list[bool],
-    fresh: list[bool],
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    shadow: Sequence[Tensor],
+    adapted: Sequence[bool],
+    fresh: Sequence[bool],
     lr: Tensor,
     ema_momentum: Tensor,
     factor: Tensor | None,
@@ -117,7 +116,7 @@ def lars_(
     lists, layout = flat(parameters, gradients, *written[1:])
     _cpu.lars(
         _layout(layout, len(parameters)),
-        [_addresses(x) for x in lists],
+        [addresses(x) for x in lists],
         adapted,
         fresh,
         float(ema_momentum),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def _work(*tensors: Tensor) -> list[Tensor]:
+def _work(*tensors: Tensor) -> Sequence[Tensor]:
     """The tensors in one dtype: float64 if one of them is, else float32."""
     double = any(x.dtype == torch.float64 for x in tensors)
     return [x.to(torch.float64 if double else torch.float32) for x in tensors]
@@ -25,7 +25,9 @@ def _follow(teacher: Tensor, student: Tensor, momentum: Tensor) -> Tensor:
     return torch.lerp(t, s, (1 - momentum.double()).to(t.device, t.dtype))
 
 
-def ema_(teacher: list[Tensor], student: list[Tensor], shadow: list[Tensor], averaged: int, momentum: Tensor) -> None:
+def ema_(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], shadow: Sequence[Tensor], averaged: int, momentum: Tensor
+) -> None:
     """The first `averaged` teachers follow their students, the others become copies. shadow: their new values, rounded.
 
     Args:
@@ -41,7 +43,7 @@ def ema_(teacher: list[Tensor], student: list[Tensor], shadow: list[Tensor], ave
         x.copy_(t)
 
 
-def square_sum(tensors: list[Tensor]) -> Tensor:
+def square_sum(tensors: Sequence[Tensor]) -> Tensor:
     """[] float64: the sum of all squares."""
     return torch.stack([x.double().square().sum() for x in tensors]).sum()
 
@@ -77,14 +79,14 @@ def _teach(
 
 
 def adamw_(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    exp_avg: list[Tensor],
-    exp_avg_sq: list[Tensor],
-    max_exp_avg_sq: list[Tensor],
-    steps: list[Tensor],
-    teacher: list[Tensor],
-    shadow: list[Tensor],
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    max_exp_avg_sq: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    shadow: Sequence[Tensor],
     lr: Tensor,
     ema_momentum: Tensor,
     factor: Tensor | None,
@@ -124,13 +126,13 @@ def adamw_(
 
 
 def lars_(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    momentum_buffers: list[Tensor],
-    teacher: list[Tensor],
-    shadow: list[Tensor],
-    adapted: list[bool],
-    fresh: list[bool],
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    shadow: Sequence[Tensor],
+    adapted: Sequence[bool],
+    fresh: Sequence[bool],
     lr: Tensor,
     ema_momentum: Tensor,
     factor: Tensor | None,

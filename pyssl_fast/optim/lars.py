@@ -1,0 +1,168 @@
+"""LARS, and a teacher in the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyssl_fast.ema import ModelEMA
+from pyssl_fast.functional.checks import check_number, check_within
+from pyssl_fast.functional.lists import grouped
+from pyssl_fast.ops import multi_tensor
+from pyssl_fast.optim.common import Teacher, check_extras, gradient_factor, scalar
+
+
+class LARS(Optimizer):
+    """SGD with a rate for every layer (You et al. 2017, equation 6), for large batches of SimCLR, BYOL, Barlow Twins.
+
+        trust = η·‖p‖ / (‖g‖ + β·‖p‖ + ε), or 1 where ‖p‖ or ‖g‖ is 0
+        u = trust·(g + β·p);  b ← μ·b + (1 − dampening)·u;  p ← p − lr·b
+
+    The norms of a layer and its update follow each other in one pass: 20 to 28 bytes an element of float32, by how much
+    of a layer the cache holds, and 8 more with the teacher. A `torch.amp.GradScaler` may hold it, as `AdamW`.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate, a number or a Tensor that is never waited for. Of large batches, often 0.2 to 0.3 for every
+            256 images. Warm-up and cosine: `torch.optim.lr_scheduler.LinearLR`, `CosineAnnealingLR`, `SequentialLR`.
+        momentum: μ.
+        weight_decay: β.
+        dampening, nesterov, maximize: as `torch.optim.SGD` has them.
+        trust_coefficient: η.
+        eps: ε.
+        trust_clip: trust is at most 1 / lr (LARC).
+        exclude_bias_and_norm: parameters of one dimension or none, biases and those of norms, take a plain step: no
+            weight decay, trust 1.
+        always_adapt: adapt where weight_decay is 0 too; else such groups take a plain step, as timm's do.
+        joint_norm: ‖g + β·p‖ instead of ‖g‖ + β·‖p‖, as the papers' own code has it.
+        ema, max_grad_norm: as of `AdamW`. The norm is the gradients', before decay and trust.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type or range; in `step`, a sharded DTensor, whose layer norms no
+            rank has.
+    """
+
+    _step_supports_amp_scaling = True
+    grad_norm: Tensor
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
+        trust_coefficient: float = 1e-3,
+        eps: float = 1e-8,
+        trust_clip: bool = False,
+        exclude_bias_and_norm: bool = True,
+        always_adapt: bool = False,
+        joint_norm: bool = False,
+        ema: ModelEMA | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        check_extras(ema, max_grad_norm)
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "trust_coefficient": trust_coefficient,
+            "eps": eps,
+            "trust_clip": trust_clip,
+            "exclude_bias_and_norm": exclude_bias_and_norm,
+            "always_adapt": always_adapt,
+            "joint_norm": joint_norm,
+        }
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            _check(group)
+        self.ema = ema
+        self.max_grad_norm = max_grad_norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. closure: reevaluates the model and gives the loss, which comes back."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with_gradient = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        gradients = [p.grad for parameters in with_gradient for p in parameters]
+        factor = gradient_factor(self, gradients, self.max_grad_norm) if gradients else None
+        teacher = Teacher(self.ema)
+        for group, parameters in zip(self.param_groups, with_gradient, strict=True):
+            for indices, teachers, shadows in teacher.split(parameters):
+                if indices:
+                    self._step_of(group, [parameters[i] for i in indices], teachers, shadows, teacher.momentum, factor)
+        teacher.finish()
+        return loss
+
+    def _step_of(
+        self,
+        group: dict[str, Any],
+        parameters: list[Tensor],
+        teachers: list[Tensor],
+        shadows: list[Tensor],
+        ema_momentum: Tensor,
+        factor: Tensor | None,
+    ) -> None:
+        if any(getattr(p, "to_local", None) for p in parameters):
+            raise ValueError("LARS needs whole layers for their norms; got a DTensor, which may be sharded")
+        buffers: list[Tensor] = []
+        fresh = [False] * len(parameters)
+        if group["momentum"]:
+            for i, p in enumerate(parameters):
+                if self.state[p].get("momentum_buffer") is None:
+                    fresh[i] = True
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                buffers.append(self.state[p]["momentum_buffer"])
+        adapts = group["always_adapt"] or group["weight_decay"] != 0
+        adapted = [adapts and (p.dim() > 1 or not group["exclude_bias_and_norm"]) for p in parameters]
+        lists = {
+            "parameters": parameters,
+            "gradients": [p.grad for p in parameters if p.grad is not None],
+            "momentum_buffers": buffers,
+            "teacher": teachers,
+            "shadow": shadows,
+        }
+        for found in grouped(lists):
+            multi_tensor.lars_(
+                *found.lists,
+                [adapted[i] for i in found.entries],
+                [fresh[i] for i in found.entries],
+                scalar(group["lr"]),
+                ema_momentum,
+                factor,
+                getattr(self, "found_inf", None),
+                float(group["momentum"]),
+                float(group["dampening"]),
+                float(group["weight_decay"]),
+                bool(group["nesterov"]),
+                bool(group["maximize"]),
+                float(group["trust_coefficient"]),
+                float(group["eps"]),
+                bool(group["trust_clip"]),
+                bool(group["joint_norm"]),
+                found.backend,
+            )
+
+
+def _check(group: dict[str, Any]) -> None:
+    if not isinstance(group["lr"], Tensor):
+        check_number("lr", group["lr"], 0)
+    check_within("momentum", group["momentum"], 0, 1)
+    check_within("dampening", group["dampening"], 0, 1)
+    for name in ("weight_decay", "trust_coefficient", "eps"):
+        check_number(name, group[name], 0)
+    if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+        raise ValueError("nesterov needs a momentum and no dampening")
