@@ -1,5 +1,5 @@
 // Every kernel of the multi_tensor family on memory that ends where its tensors end, for sanitizers to watch; and
-// kernels that are wrong on purpose, which must be caught. The argument says which: all, barrier, overread, race.
+// kernels that are wrong on purpose, which must be caught. The argument says which: all, few, barrier, overread, race.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -117,11 +117,12 @@ __global__ void forget_barrier(int* value) {
 int main(int, char** argv) try {
   const std::string what = argv[1];
   if (what == "all") {
-    const std::vector<int64_t> sizes{0, 1, 3, 7, 4095, 4096, 4097, 8195};
-    for (int dtype = 0; dtype < 3; ++dtype)
-      for (int shift = 0; shift < 2; ++shift) run_all(sizes, dtype, shift, false);
-    run_all(sizes, 0, 0, true);
-    run_all(std::vector<int64_t>(200, 5), 0, 0, true);  // more than one launch of this build holds
+    const std::vector<int64_t> sizes{0, 1, 7, 4096, 4097, 8195};
+    for (int dtype = 0; dtype < 3; ++dtype) run_all(sizes, dtype, 0, false);
+    for (int shift = 0; shift < 2; ++shift) run_all(sizes, 0, shift, true);
+    std::puts("all ran");
+  } else if (what == "few") {
+    run_all({0, 5, 4097}, 0, 0, true);
     std::puts("all ran");
   } else if (what == "barrier") {
     int value = 1;
