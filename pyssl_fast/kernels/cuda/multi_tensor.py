@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def _layout(layout: Layout, averaged: int) -> tuple[_cuda.Layout, int]:
     return _cuda.Layout(counts, [[_DTYPES.get(dtype, 0) for dtype in of] for of in layout.dtypes]), chunks
 
 
-def _addresses(tensors: list[Tensor]) -> list[int]:
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return list(map(Tensor.data_ptr, tensors))
 
 
