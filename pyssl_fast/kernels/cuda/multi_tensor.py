@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyssl_fast import _cuda
-from pyssl_fast.kernels.flat import Layout, flat, write_back
+from pyssl_fast.kernels.flat import Layout, addresses, flat, write_back
 
 _DTYPES = {torch.float32: _cuda.FLOAT32, torch.float16: _cuda.FLOAT16, torch.bfloat16: _cuda.BFLOAT16}
 
@@ -22,10 +22,6 @@ def _layout(layout: Layout, averaged: int) -> tuple[_cuda.Layout, int]:
         counts[i] *= layout.dtypes[0][i].itemsize
     chunks = sum(-(-count // _cuda.CHUNK) for count in counts)
     return _cuda.Layout(counts, [[_DTYPES.get(dtype, 0) for dtype in of] for of in layout.dtypes]), chunks
-
-
-def _addresses(tensors: Sequence[Tensor]) -> list[int]:
-    return list(map(Tensor.data_ptr, tensors))
 
 
 def _in_host_memory(x: Tensor) -> bool:
@@ -46,34 +42,36 @@ def _stream(x: Tensor) -> _cuda.Stream:
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
-def ema_(teacher: list[Tensor], student: list[Tensor], shadow: list[Tensor], averaged: int, momentum: Tensor) -> None:
-    # A shadow list has one entry for every teacher; those that are copied shadow themselves.
-    shadows = shadow + teacher[averaged:] if shadow else shadow
-    lists, layout = flat(teacher, student, shadows)
+def ema_(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], shadow: Sequence[Tensor], averaged: int, momentum: Tensor
+) -> None:
+    if shadow and averaged < len(teacher):
+        shadow = [*shadow, *teacher[averaged:]]  # what is copied shadows itself
+    lists, layout = flat(teacher, student, shadow)
     sizes, _ = _layout(layout, averaged)
-    _cuda.ema(sizes, [_addresses(x) for x in lists], averaged, _scalar(momentum), _stream(teacher[0]))
+    _cuda.ema(sizes, [addresses(x) for x in lists], averaged, _scalar(momentum), _stream(teacher[0]))
     write_back(layout, teacher, lists[0])
     write_back(layout, shadow, lists[2])
 
 
-def square_sum(tensors: list[Tensor]) -> Tensor:
+def square_sum(tensors: Sequence[Tensor]) -> Tensor:
     lists, layout = flat(tensors)
     sizes, chunks = _layout(layout, len(tensors))
     total = tensors[0].new_empty((), dtype=torch.float64)
     partials = tensors[0].new_empty(chunks, dtype=torch.float64)
-    _cuda.square_sum(sizes, [_addresses(x) for x in lists], partials.data_ptr(), total.data_ptr(), _stream(tensors[0]))
+    _cuda.square_sum(sizes, [addresses(x) for x in lists], partials.data_ptr(), total.data_ptr(), _stream(tensors[0]))
     return total
 
 
 def adamw_(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    exp_avg: list[Tensor],
-    exp_avg_sq: list[Tensor],
-    max_exp_avg_sq: list[Tensor],
-    steps: list[Tensor],
-    teacher: list[Tensor],
-    shadow: list[Tensor],
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    max_exp_avg_sq: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    shadow: Sequence[Tensor],
     lr: Tensor,
     ema_momentum: Tensor,
     factor: Tensor | None,
@@ -90,8 +88,8 @@ def adamw_(
     records = parameters[0].new_empty(len(parameters) * _cuda.RECORD_BYTES, dtype=torch.uint8)
     _cuda.adamw(
         sizes,
-        [_addresses(x) for x in lists],
-        _addresses(steps),
+        [addresses(x) for x in lists],
+        addresses(steps),
         _scalar(ema_momentum),
         _scalar(lr),
         _scalar(factor, absent=1.0),
@@ -109,13 +107,13 @@ def adamw_(
 
 
 def lars_(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    momentum_buffers: list[Tensor],
-    teacher: list[Tensor],
-    shadow: list[Tensor],
-    adapted: list[bool],
-    fresh: list[bool],
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    shadow: Sequence[Tensor],
+    adapted: Sequence[bool],
+    fresh: Sequence[bool],
     lr: Tensor,
     ema_momentum: Tensor,
     factor: Tensor | None,
@@ -137,7 +135,7 @@ def lars_(
     partials = parameters[0].new_empty(chunks * _cuda.PARTIAL_DOUBLES, dtype=torch.float64)
     _cuda.lars(
         sizes,
-        [_addresses(x) for x in lists],
+        [addresses(x) for x in lists],
         adapted,
         fresh,
         _scalar(ema_momentum),
