@@ -181,9 +181,11 @@ struct Blend {
   float weight;
   bool from_end;
 
+  // Compared in float32: the compiler else puts the comparison, in double precision, into the loops.
   __host__ __device__ static Blend of(double w) {
-    if (w < 0.5) return {static_cast<float>(w), false};
-    return {static_cast<float>(w - 1), true};
+    const float start = static_cast<float>(w), end = static_cast<float>(w - 1);
+    const bool from_end = !(start < 0.5f);
+    return {from_end ? end : start, from_end};
   }
 
   __device__ float operator()(float t, float s) const {
@@ -619,7 +621,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       done = sweep_vectors<4, 2>(LarsOp<kAny>(table, chunk, record, numbers), chunk.count);
   }
   LarsOp<kAny> rest(table, chunk, record, numbers);
-  sweep<1, 2>(rest, done, chunk.count);
+  sweep<1, 1>(rest, done, chunk.count);
 }
 
 static_assert(sizeof(Table<3>) + sizeof(Scalar) <= kParameterBytes);
