@@ -1,12 +1,12 @@
 // Multi-tensor family: one pass over all parameters. Everything is bound by memory, so it is bytes that count.
 //
-// Bytes per float32 element, each read and written once:
+// Bytes per float32 element:
 //   ema         12: t, s read, t written; 10 with a bfloat16 student; 2 more with a 16-bit shadow
 //   square_sum   4
 //   adamw       28: p, g, m, v read, p, m, v written; 36 with a teacher; 8 more with amsgrad
 //   lars        28: p, g for the norms, then p, g, b read and p, b written; 36 with a teacher
-// Predicted, not measured, for the 25.6 M parameters of ResNet-50 at the whole bandwidth of the data sheets; expect 80 to
-// 90 % of it, and some microseconds for each launch:
+// Predicted, not measured, for the 25.6 M parameters of ResNet-50 at the whole bandwidth of the data sheets; expect 80
+// to 90 % of it, and some microseconds for each launch:
 //                          A100 40 GB     H100 SXM        B200       RTX 4090
 //                         1.56 TB/s      3.35 TB/s      8.0 TB/s    1.01 TB/s
 //   ema                      197 µs         92 µs         38 µs       304 µs
@@ -17,16 +17,16 @@
 // The 4 or 5 double-precision instructions per element of the norms take as long as their 8 bytes on an RTX 4090, which
 // has two such units per multiprocessor (25.6 M · 5 / 645 G/s = 198 µs); elsewhere they are hidden.
 //
-// One launch for hundreds of tensors. Its table of pointers is a kernel parameter: no copy to the device, nothing to keep
-// alive, and a CUDA graph holds it. The 32,764 bytes of parameters hold 744 entries of ema, 1,258 of square_sum, 371 of adamw
-// and 545 of lars (ResNet-50 has 161 parameters); more entries take more launches. Each block finds its tensor by binary
-// search in the prefix sums of chunks, in constant memory.
+// One launch for hundreds of tensors. Its table of pointers is a kernel parameter: no copy to the device, nothing to
+// keep alive, and a CUDA graph holds it. The 32,764 bytes that parameters may have hold 738 entries of ema, 1,161 of
+// square_sum, 387 of adamw and 541 of lars (ResNet-50 has 161 parameters); more entries take more launches. Each block
+// finds its tensor by binary search in the prefix sums of chunks, in constant memory.
 //
-// A chunk is 4,096 elements: 4 vectors of 4 elements for each of 256 threads, which ema loads at once, so that a block is
-// one batch of loads; and 6,250 blocks on ResNet-50, 16 waves of 3 blocks on 132 multiprocessors: of larger chunks the last,
-// partly filled wave would weigh more (16,384 elements: 4 waves). The search, ten steps, is hidden by the other blocks.
-// Registers are bounded for 3 blocks (ema) or 4 to a multiprocessor, which have 64 to 96 KB of loads in flight; B200, which
-// needs most, needs 43 KB (8 TB/s · 800 ns / 148).
+// A chunk is 4,096 elements: 4 vectors of 4 elements for each of 256 threads, which ema loads at once, so that a block
+// is one batch of loads; and 6,250 blocks on ResNet-50, 16 waves of 3 blocks on 132 multiprocessors: of larger chunks
+// the last, partly filled wave would weigh more (16,384 elements: 4 waves). The search, ten steps, is hidden by the
+// other blocks. Registers are bounded for 3 blocks (ema) or 4 to a multiprocessor, which have 64 to 96 KB of loads in
+// flight; B200, which needs most, needs 43 KB (8 TB/s · 800 ns / 148).
 // Vectors are of 4 elements also where 16-bit lists go with float32 ones: 8 bytes to a thread are as well coalesced,
 // and each list's element k is in the same thread.
 #include "multi_tensor.h"
@@ -624,6 +624,10 @@ __global__ void __launch_bounds__(kThreads, 4)
   sweep<1, 1>(rest, done, chunk.count);
 }
 
+#if PYSSL_PARAMETER_BYTES == 32764  // as said above
+static_assert(Table<3>::kCapacity == 738 && Table<1>::kCapacity == 1161);
+static_assert(Table<kAdamWLists>::kCapacity == 387 && Table<kLarsLists>::kCapacity == 541);
+#endif
 static_assert(sizeof(Table<3>) + sizeof(Scalar) <= kParameterBytes);
 static_assert(sizeof(Table<kAdamWLists>) + sizeof(AdamWScalars) + 16 <= kParameterBytes);
 static_assert(sizeof(Table<kLarsLists>) + sizeof(LarsScalars) + 32 <= kParameterBytes);
