@@ -18,7 +18,7 @@ namespace pyssl::cuda {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 
-// ---- elements --------------------------------------------------------------------------------------------------------
+// ---- elements -------------------------------------------------------------------------------------------------------
 
 constexpr int kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2;  // Dtype's numbers
 constexpr int kAny = -1;                                  // known when it runs only
@@ -146,7 +146,7 @@ __device__ int sweep_vectors(Op op, int count) {
   return whole;
 }
 
-// ---- sums ------------------------------------------------------------------------------------------------------------
+// ---- sums -----------------------------------------------------------------------------------------------------------
 
 // Sums over a block, right in thread 0. One barrier, then one warp: always in the same order.
 template <int N>
@@ -164,7 +164,7 @@ __device__ void sum_block(double (&sum)[N]) {
   }
 }
 
-// ---- launches --------------------------------------------------------------------------------------------------------
+// ---- launches -------------------------------------------------------------------------------------------------------
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {

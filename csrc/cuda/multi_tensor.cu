@@ -46,7 +46,7 @@
 namespace pyssl::cuda {
 namespace {
 
-// ---- the table of a launch -------------------------------------------------------------------------------------------
+// ---- the table of a launch ------------------------------------------------------------------------------------------
 
 constexpr int kParameterBytes = PYSSL_PARAMETER_BYTES;
 constexpr int kOtherParameters = 256;   // room for what goes along with a table
@@ -169,7 +169,7 @@ Entry<N> entry(const Entries& entries, const std::array<List, N>& lists, int64_t
   return made;
 }
 
-// ---- arithmetic ------------------------------------------------------------------------------------------------------
+// ---- arithmetic -----------------------------------------------------------------------------------------------------
 
 __device__ double read(const Scalar& x) {
   if (x.pointer == nullptr) return x.value;
@@ -220,7 +220,7 @@ __device__ void teach(const Part<kDtype>& teacher, const Part<kAny>& shadow, con
   if (shadow.data) shadow.store(k, t);
 }
 
-// ---- ema -------------------------------------------------------------------------------------------------------------
+// ---- ema ------------------------------------------------------------------------------------------------------------
 
 template <int kTeacher, int kStudent>
 struct EmaOp {
@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   sweep<1, 4>(rest, done, chunk.count);
 }
 
-// ---- sums of squares -------------------------------------------------------------------------------------------------
+// ---- sums of squares ------------------------------------------------------------------------------------------------
 
 // Σ x² or, with a second list, Σ x², Σ y², Σ xy; in double precision, where the squares of all floats have room.
 template <int kDtype, int kLists>
@@ -377,7 +377,7 @@ __global__ void __launch_bounds__(kThreads) square_sum_total(const double* parti
   if (threadIdx.x == 0) *result = sum[0];
 }
 
-// ---- adamw -----------------------------------------------------------------------------------------------------------
+// ---- adamw ----------------------------------------------------------------------------------------------------------
 
 struct AdamWScalars {
   Scalar ema_momentum, lr, factor, found_inf;
@@ -491,7 +491,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   sweep<1, 1>(rest, done, chunk.count);
 }
 
-// ---- lars ------------------------------------------------------------------------------------------------------------
+// ---- lars -----------------------------------------------------------------------------------------------------------
 
 struct LarsScalars {
   Scalar ema_momentum, lr, factor, found_inf;
@@ -634,7 +634,7 @@ static_assert(sizeof(Table<kLarsLists>) + sizeof(LarsScalars) + 32 <= kParameter
 
 }  // namespace
 
-// ---- the host's side -------------------------------------------------------------------------------------------------
+// ---- the host's side ------------------------------------------------------------------------------------------------
 
 void ema(const Ema& args) {
   const OnDevice device(args.entries.device);

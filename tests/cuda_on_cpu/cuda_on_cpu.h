@@ -35,7 +35,7 @@ struct dim3 {
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-// ---- barriers --------------------------------------------------------------------------------------------------------
+// ---- barriers -------------------------------------------------------------------------------------------------------
 
 namespace cuda_on_cpu {
 
@@ -187,7 +187,7 @@ inline std::string& last_error() {
 #define __syncthreads() cuda_on_cpu::synchronize(__LINE__)
 #define __shfl_down_sync(mask, value, distance) cuda_on_cpu::shuffle_down(value, distance, __LINE__)
 
-// ---- the runtime -----------------------------------------------------------------------------------------------------
+// ---- the runtime ----------------------------------------------------------------------------------------------------
 
 using cudaError_t = int;
 using cudaStream_t = struct Stream*;
@@ -251,7 +251,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return failed ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
-// ---- vectors and 16-bit numbers --------------------------------------------------------------------------------------
+// ---- vectors and 16-bit numbers -------------------------------------------------------------------------------------
 
 struct alignas(8) uint2 {
   uint32_t x, y;
