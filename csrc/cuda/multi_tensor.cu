@@ -195,7 +195,7 @@ struct Blend {
   }
 };
 
-// What a small kernel derives from scalars, step or norms in double precision, once for each entry; the update reads it.
+// What a small kernel derives from scalars, step or norms, in double precision, once for each entry of the update.
 struct alignas(16) Record {
   float rate;    // adamw: −lr / (1 − β1^step); lars: −lr
   float root;    // adamw: 1 / √(1 − β2^step)

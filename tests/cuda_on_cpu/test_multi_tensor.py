@@ -227,8 +227,10 @@ def test_lars_of_unaligned_tensors(options: dict[str, Any], kernels: ModuleType)
 
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("which", ["parameters", "gradients"])
-def test_lars_of_zeros_trusts_fully(which: str, joint: bool, kernels: ModuleType) -> None:
-    arguments = cases.lars(joint=joint, weight_decay=0.0)
+@pytest.mark.parametrize("lr", [0.3, 2.0])
+def test_lars_of_zeros_trusts_fully(lr: float, which: str, joint: bool, kernels: ModuleType) -> None:
+    # Clipped, to a rate of at most 1.
+    arguments = cases.lars(joint=joint, weight_decay=0.0, lr=torch.tensor(lr), trust_clip=lr > 1)
     for x in arguments[which]:
         x.zero_()
     check(kernels, "lars_", arguments, LARS)
