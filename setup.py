@@ -17,16 +17,17 @@ ROOT = Path(__file__).resolve().parent
 class CMakeExtension(Extension):
     """An extension that CMakeLists.txt builds whole."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name, sources=[])
+    def __init__(self, name: str, optional: bool = False) -> None:
+        super().__init__(name, sources=[], optional=optional)
 
 
 class CMakeBuild(build_ext):
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
         import pybind11
 
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / ext.name
+        # One run for all: it leaves the modules that it can build beside each other.
+        target = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve()
+        build = Path(self.build_temp).resolve() / "cmake"
         build.mkdir(parents=True, exist_ok=True)
         cmake = shutil.which("cmake")
         if cmake is None:
@@ -46,7 +47,7 @@ class CMakeBuild(build_ext):
             "CMake could not configure the build. It needs a C++17 compiler (GCC or Clang) and make or ninja",
         )
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
-        self._run([cmake, "--build", ".", "--parallel", jobs], build, "the C++ kernels did not compile")
+        self._run([cmake, "--build", ".", "--parallel", jobs], build, "the kernels did not compile")
 
     @staticmethod
     def _run(command: list[str], folder: Path, complaint: str) -> None:
@@ -57,4 +58,8 @@ class CMakeBuild(build_ext):
             sys.exit(f"pyssl_fast: {complaint}; its own message stands above.")
 
 
-setup(ext_modules=[CMakeExtension("pyssl_fast._cpu")], cmdclass={"build_ext": CMakeBuild})
+setup(
+    # _cuda is built where nvcc is.
+    ext_modules=[CMakeExtension("pyssl_fast._cpu"), CMakeExtension("pyssl_fast._cuda", optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)

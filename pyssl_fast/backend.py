@@ -65,6 +65,11 @@ def why_not(name: str, family: str, device: str) -> str | None:
             return f"the tensors are on {device}"
         if importlib.util.find_spec("pyssl_fast._cpu") is None:
             return "the extension pyssl_fast._cpu is not built (reinstall with a C++17 compiler at hand)"
+    if name == "cuda":
+        if device != "cuda":
+            return f"the tensors are on {device}"
+        if importlib.util.find_spec("pyssl_fast._cuda") is None:
+            return "the extension pyssl_fast._cuda is not built (reinstall with nvcc 12.8 or newer at hand)"
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"

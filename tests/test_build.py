@@ -22,9 +22,10 @@ def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def without_openmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("build")
-    done = build(folder, CMAKE_ARGS="-DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON")
+    done = build(folder, CMAKE_ARGS="-DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON -DPYSSL_CUDA=OFF")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no OpenMP found; the CPU kernels will run on one thread" in done.stderr
+    (folder / "said").write_text(done.stdout)
     return folder
 
 
@@ -48,6 +49,12 @@ print(similarity._cpu.HAS_OPENMP, lse.sum().item().hex())
     ]
     assert [openmp for openmp, _ in printed] == ["True", "False"]
     assert printed[0][1] == printed[1][1]
+
+
+def test_without_cuda_one_line_says_so(without_openmp: Path) -> None:
+    assert not list(without_openmp.glob("lib/pyssl_fast/_cuda*"))
+    said = [line for line in (without_openmp / "said").read_text().splitlines() if "_cuda" in line]
+    assert said == ["-- pyssl_fast: built without _cuda: PYSSL_CUDA=OFF"]
 
 
 def test_no_symbol_is_shared_between_instruction_sets(without_openmp: Path) -> None:

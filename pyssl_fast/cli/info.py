@@ -33,6 +33,7 @@ def _extension(name: str) -> dict[str, Any]:
         "built": module is not None,
         "compiler": getattr(module, "COMPILER", None),
         "openmp": getattr(module, "HAS_OPENMP", None),
+        "targets": getattr(module, "TARGETS", None),
     }
 
 
@@ -91,7 +92,8 @@ def _say(told: dict[str, Any]) -> None:
     for name, extension in told["extensions"].items():
         compiler = f", by {extension['compiler']}" if extension["compiler"] else ""
         single = "" if extension["openmp"] in (None, True) else ", without OpenMP: single-threaded"
-        lines[name] = f"built{compiler}{single}" if extension["built"] else "not built"
+        targets = f", for {', '.join(extension['targets'])}" if extension["targets"] else ""
+        lines[name] = f"built{compiler}{single}{targets}" if extension["built"] else "not built"
     lines["backend"] = told["backend"] + ("" if told["backend"] == "auto" else ", by PYSSL_FAST_BACKEND")
     for name, value in lines.items():
         grid.add_row(name, _plain(value))

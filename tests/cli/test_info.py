@@ -45,7 +45,7 @@ def test_info_says_auto_whatever_was_selected() -> None:
 def test_info_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "extension", lambda name: None)
     told = _told()
-    assert told["extensions"]["_cpu"] == {"built": False, "compiler": None, "openmp": None}
+    assert told["extensions"]["_cpu"] == {"built": False, "compiler": None, "openmp": None, "targets": None}
     assert told["machine"]["isas"] == []
     assert told["machine"]["isa"] is None
     result = CliRunner().invoke(info.info, [])

@@ -1,0 +1,1 @@
+"""From tensors to the pointers of `pyssl_fast._cuda`."""
