@@ -16,8 +16,22 @@ from torch import Tensor
 
 import pyssl_fast
 from tests.cuda_on_cpu import build
-from tests.kernels import cuda_multi_tensor_cases as cases
-from tests.kernels.cuda_multi_tensor_cases import ADAMW, BF16, DTYPES, EMA, F16, F32, LARS, SIZES, check, run_clones
+from tests.kernels import multi_tensor_cases as cases
+from tests.kernels.multi_tensor_cases import (
+    ADAMW,
+    BF16,
+    DTYPES,
+    DTYPES_OF_LISTS,
+    EMA,
+    F16,
+    F32,
+    LARS,
+    OPTIONS_ADAMW,
+    OPTIONS_LARS,
+    SIZES,
+    check,
+    run_clones,
+)
 
 
 def _load(name: str, path: Path) -> ModuleType:
@@ -162,22 +176,6 @@ def test_square_sum_of_large_small_and_broken_numbers(kernels: ModuleType) -> No
         assert not kernels.square_sum([torch.ones(3), x]).isfinite()
 
 
-OPTIONS_ADAMW: list[dict[str, Any]] = [
-    {},
-    {"amsgrad": True},
-    {"teacher": True},
-    {"shadow": BF16, "maximize": True, "weight_decay": 0.0},
-    {"shadow": F16, "amsgrad": True, "factor": torch.tensor(0.37, dtype=torch.float64)},
-    {"beta1": 0.0, "beta2": 0.5, "factor": torch.tensor(3.0), "found_inf": torch.tensor(0.0)},
-]
-DTYPES_OF_LISTS = {
-    "float32": lambda name: F32,
-    "bfloat16": lambda name: BF16,
-    "float16": lambda name: F16,
-    "bfloat16 gradients": lambda name: BF16 if name == "gradients" else F32,
-    "float32 states": lambda name: F32 if name.startswith(("exp", "momentum", "teacher")) else BF16,
-    "any": lambda name: (F32, BF16, F16, F32)[len(name) % 3 :],
-}
 each_options_adamw = pytest.mark.parametrize("options", OPTIONS_ADAMW, ids=lambda x: " ".join(x) or "plain")
 
 
@@ -203,14 +201,6 @@ def test_adamw_of_gradients_whose_squares_overflow(kernels: ModuleType) -> None:
     check(kernels, "adamw_", arguments, ADAMW)
 
 
-OPTIONS_LARS: list[dict[str, Any]] = [
-    {},
-    {"momentum": 0.0},
-    {"joint": True, "trust_clip": True, "nesterov": True},
-    {"trust_clip": True, "trust_coefficient": 5.0, "maximize": True, "teacher": True},
-    {"joint": True, "maximize": True, "dampening": 0.3, "shadow": BF16, "factor": torch.tensor(0.37)},
-    {"momentum": 0.0, "weight_decay": 0.0, "factor": torch.tensor(2.0, dtype=torch.float64), "shadow": F16},
-]
 each_options_lars = pytest.mark.parametrize("options", OPTIONS_LARS, ids=lambda x: " ".join(x) or "plain")
 
 

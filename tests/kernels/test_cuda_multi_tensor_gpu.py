@@ -13,8 +13,8 @@ if importlib.util.find_spec("pyssl_fast._cuda") is None:
 import torch
 
 from pyssl_fast.kernels.cuda import multi_tensor as kernels
-from tests.kernels import cuda_multi_tensor_cases as cases
-from tests.kernels.cuda_multi_tensor_cases import ADAMW, BF16, DTYPES, EMA, F16, F32, LARS, check, run_clones
+from tests.kernels import multi_tensor_cases as cases
+from tests.kernels.multi_tensor_cases import ADAMW, BF16, DTYPES, EMA, F16, F32, LARS, check, run_clones
 
 pytestmark = [
     pytest.mark.gpu,

@@ -46,8 +46,8 @@ float trust_of(const Lars& a, const Sums& sum) {
     const double square = a.factor * a.factor * sum.gg + 2 * a.factor * decay * sum.gp + decay * decay * sum.pp;
     below = square < 0 ? 0 : std::sqrt(square);  // a NaN stays one
   }
-  if (norm == 0 || (a.joint ? below : gradient) == 0) return 1;
-  double trust = a.trust_coefficient * norm / (below + a.eps);
+  const bool none = norm == 0 || (a.joint ? below : gradient) == 0;
+  double trust = none ? 1 : a.trust_coefficient * norm / (below + a.eps);
   if (a.trust_clip && trust > a.lr) trust = a.lr;
   return static_cast<float>(a.trust_clip ? trust / a.lr : trust);
 }

@@ -104,7 +104,7 @@ static inline void follow(float* teacher, const float* student, int64_t count, d
   const double weight = 1 - momentum;
   if (weight <= 0.125)
     interpolate(teacher, teacher, student, count, static_cast<float>(weight));
-  else if (weight <= 0.5)
+  else if (weight < 0.5)
     interpolate(teacher, teacher, student, count, weight);
   else if (momentum <= 0.125)
     interpolate(teacher, student, teacher, count, static_cast<float>(momentum));
