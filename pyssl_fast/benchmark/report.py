@@ -328,7 +328,7 @@ def notes(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list
 # ---- the figure ----------------------------------------------------------------------------------------------------
 
 _OURS = ("#0b6e4f", "#2ca25f", "#74c476", "#08519c", "#3182bd", "#6baed6")
-_OTHERS = ("#8e5ea2", "#c0392b", "#e08214")
+_OTHERS = ("#8e5ea2", "#c0392b", "#e08214", "#a6761d", "#d6478d")
 _PEERS = {
     "eager": "#c0392b",
     "compiled": "#e08214",
@@ -367,7 +367,9 @@ def figure(document: Mapping[str, Any], path: Path) -> str:
         lines.setdefault(row["side"], []).append({**row, "rows": rows_of[row["case"]]})
     peers = [side for side in lines if not lines[side][0]["ours"]]
     order = [side for side in lines if side not in peers] + peers
-    our_colours, more_colours = iter(_OURS * len(lines)), iter(_OTHERS * len(lines))
+    taken = {_PEERS.get(side) for side in peers}
+    free = [colour for colour in _OTHERS if colour not in taken]
+    our_colours, more_colours = iter(_OURS * len(lines)), iter(free * len(lines))
     colours = {side: _PEERS.get(side) or next(more_colours if side in peers else our_colours) for side in order}
 
     style: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}

@@ -37,8 +37,11 @@ def _after_two_calls(case: Case, side: str) -> list[list[Tensor]]:
     tensors = inputs(case)
     with backend.use_backend(side if side in ("cpu", "reference") else "auto"):
         call = (case.system.peers[side].make if side in case.system.peers else case.system.ours)(case, *tensors)
-        for _ in range(2):
-            assert call() is None
+        assert call() is None
+        if case.system.name in WITH_GRADIENTS:  # below the norm that is clipped: AdamW alone does not see a mere factor
+            for g, first in zip(_lists(case, tensors)[1], _lists(case, inputs(case))[1], strict=True):
+                g.copy_(0.3 * first)
+        assert call() is None
     return _lists(case, tensors)
 
 
@@ -48,20 +51,22 @@ def test_sides_leave_the_same_tensors(name: str, size: tuple[int, int]) -> None:
     written = WRITTEN.get(name, [0, 2])
     start = _lists(case, inputs(case))
     truth = _after_two_calls(case, "reference")
-    for i, (before, after) in enumerate(zip(start, truth, strict=True)):
+    lists = [i for i in range(len(start)) if not (name in WITH_GRADIENTS and i == 1)]  # clipping may scale gradients
+    for i in lists:
+        before, after = start[i], truth[i]
         assert [not torch.equal(b, a) for b, a in zip(before, after, strict=True)] == [i in written] * len(before)
     # `compiled` is `loop`, compiled; `triad` changes nothing of the case.
     for side in ("cpu", *(peer for peer in case.system.peers if peer not in ("compiled", "triad"))):
-        for i, (got, expected) in enumerate(zip(_after_two_calls(case, side), truth, strict=True)):
-            if name in WITH_GRADIENTS and i == 1:
-                continue  # torch's clipping scales them where they stand, ours leaves them
-            for x, y in zip(got, expected, strict=True):
+        found = _after_two_calls(case, side)
+        for i in lists:
+            for x, y in zip(found[i], truth[i], strict=True):
                 half = x.dtype == torch.bfloat16
                 torch.testing.assert_close(x, y, rtol=1e-2 if half else 1e-6, atol=0 if half else 1e-7)
 
 
 def test_models_are_those_of_timm() -> None:
-    timm = pytest.importorskip("timm")
+    import timm
+
     for size, name in ((multi_tensor.RESNET_50, "resnet50"), (multi_tensor.VIT_B_16, "vit_base_patch16_224")):
         ours = multi_tensor.architecture(Case(multi_tensor.EMA, *size))
         with torch.device("meta"):
