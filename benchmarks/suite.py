@@ -27,10 +27,10 @@ def parameters(table: Sequence[Case], first_rows: Sequence[int] = (512, 2048)) -
     found = []
     for mode in MODES:
         for case in cases.configure(chosen, temperature=None, dtype=torch.float32, device=DEVICE, mode=mode):
-            if case.backward == (mode == MODES[0]):  # look-ups go forward alone
+            if case.backward == (mode == MODES[0]):  # look-ups and steps go once
                 sides = [*ours, *((name, "highest") for name in case.system.peers)]
                 found += [
-                    pytest.param(case, name, p, id=f"{case.title.replace(' × ', 'x')}-{mode}-{name}-{p}")
+                    pytest.param(case, name, p, id=f"{case.title.replace(' × ', 'x')}-{case.mode}-{name}-{p}")
                     for name, p in sides
                 ]
     return found

@@ -18,7 +18,7 @@ from pyssl_fast.benchmark import machine
 from pyssl_fast.benchmark.measure import Side, Work, precision
 from pyssl_fast.functional.checks import check_temperature
 
-PACKAGES = {"lightly": "lightly", "open_clip": "open_clip", "pml": "pytorch_metric_learning"}
+PACKAGES = {"lightly": "lightly", "open_clip": "open_clip", "pml": "pytorch_metric_learning", "timm": "timm"}
 LABELS = {
     "eager": "eager PyTorch",
     "gram": "eager Gram matrix",
@@ -27,6 +27,10 @@ LABELS = {
     "blocked": "blocked torch.mm",
     "bare": "bare products",
     "pml": "pytorch-metric-learning",
+    "triad": "bare triad",
+    "foreach": "torch._foreach",
+    "loop": "loop over tensors",
+    "fused": "torch, fused",
 }
 _BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
@@ -41,8 +45,8 @@ class Peer:
 
     Attributes:
         make: gives the call.
-        copies: of S [M, N] (of C [D, D] where columns are compared) that it holds at its peak, as measured in float32;
-            what would not fit is left out.
+        copies: of S [M, N] (of C [D, D] where columns are compared, of all parameters) that it holds at its peak, as
+            measured in float32; what would not fit is left out.
         compiles: its first call of every shape compiles.
         why_not: why it cannot take part in a case; None when it can.
     """
@@ -55,22 +59,25 @@ class Peer:
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """What is measured: a loss, or a look-up.
+    """What is measured: a loss, a look-up, or a step of all parameters.
 
     Attributes:
         name: as the command line spells it.
         measures: as a title says it.
         inputs: (case, generator) -> its tensors. Those that require a gradient get one in `forward+backward`.
-        ours, peers: the sides. The losses of all are held against the first peer's.
+        ours, peers: the sides. The losses of all are held against the first peer's; steps have none.
         gemms: the fewest matrix products of 2·M·N·D operations that the mathematics allows; N is the smaller of M and D
             where columns are compared.
         keys: what the rows are compared with: the "rows" themselves, "pairs" (as many columns, with gradients of their
-            own), or a "bank" without gradients; "columns": not rows but the columns of views of M rows are compared.
+            own), or a "bank" without gradients; "columns": not rows but the columns of views of M rows are compared;
+            "parameters": nothing is, M tensors of D numbers in all are changed in place.
         views: of one sample, among the rows; with "columns", how many there are.
         temperature: unless another is asked for; None: it has none.
         gradient: whether it has one; a look-up has none.
-        copies: of S or C that our operators hold on the reference backend.
+        copies: of S, C or all parameters that our operators hold on the reference backend.
         family: of the kernels.
+        traffic: the fewest bytes to and from memory for each number of the parameters.
+        models: (M, D) -> whose parameters these are.
     """
 
     name: str
@@ -78,13 +85,15 @@ class System:
     inputs: Callable[[Case, torch.Generator], tuple[Tensor, ...]]
     ours: Make
     peers: Mapping[str, Peer]
-    gemms: Callable[[Case], float]
+    gemms: Callable[[Case], float] = lambda case: 0.0
     keys: str = "rows"
     views: int = 1
     temperature: float | None = None
     gradient: bool = True
     copies: float = 16.0
     family: str = "similarity"
+    traffic: float = 0.0
+    models: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,8 @@ class Case:
     """One problem: a system at a size.
 
     Attributes:
-        rows: M, over all views.
-        dim: D.
+        rows: M, over all views; of "parameters" the number of tensors.
+        dim: D; of "parameters" the numbers in all of them.
         columns: N of a bank.
         temperature: None: the system's own.
         only_ours: no peer could hold it.
@@ -116,7 +125,9 @@ class Case:
         name, views = self.system.name, self.system.views
         if self.system.keys == "columns":
             views = 1
-        if self.rows < 2 * views or self.rows % views:
+        if self.system.keys == "parameters":
+            self._check_parameters()
+        elif self.rows < 2 * views or self.rows % views:
             raise ValueError(f"rows of {name} must be {_of(views)} of 2 samples or more; got {self.rows}")
         if self.dim < 1:
             raise ValueError(f"dim must be 1 or more; got {self.dim}")
@@ -132,6 +143,15 @@ class Case:
             object.__setattr__(self, "temperature", tau)
         object.__setattr__(self, "backward", self.backward and self.system.gradient)
 
+    def _check_parameters(self) -> None:
+        name = self.system.name
+        if self.rows < 1:
+            raise ValueError(f"rows of {name}, its tensors, must be 1 or more; got {self.rows}")
+        if self.dim < self.rows:
+            raise ValueError(f"dim of {name}, numbers in all tensors, must be {self.rows} or more; got {self.dim}")
+        if self.dtype != torch.float32:
+            raise ValueError(f"dtypes of {name} are part of it; dtype must be float32; got {self.dtype}")
+
     @property
     def tau(self) -> float:
         """The temperature of a system that has one."""
@@ -141,18 +161,24 @@ class Case:
     def title(self) -> str:
         """The case in one line, different for different problems."""
         sizes = (self.rows, self.columns, self.dim) if self.system.keys in ("pairs", "bank") else (self.rows, self.dim)
+        size = self.system.models.get((self.rows, self.dim)) or " × ".join(f"{n:,}" for n in sizes)
         usual = self.temperature == self.system.temperature
-        return (
-            f"{self.system.name} {' × '.join(f'{n:,}' for n in sizes)}{'' if usual else f', τ = {self.temperature:g}'}"
-        )
+        return f"{self.system.name} {size}{'' if usual else f', τ = {self.temperature:g}'}"
 
     @property
     def mode(self) -> str:
+        if self.system.keys == "parameters":
+            return "step"
         return "forward+backward" if self.backward else "forward"
 
     @property
     def work(self) -> Work:
-        """The fewest operations, and bytes: every input read once, every gradient written once."""
+        """The fewest operations, and bytes: every input read once, every gradient written once.
+
+        Of a step the operations are not counted: none takes longer than its bytes.
+        """
+        if self.system.keys == "parameters":
+            return Work(flops=0.0, bytes=self.system.traffic * self.dim)
         own = {"pairs": 2, "columns": self.system.views}.get(self.system.keys, 1) * self.rows
         read = own if self.system.keys != "bank" else self.rows + self.columns
         return Work(
@@ -162,19 +188,28 @@ class Case:
 
     @property
     def product(self) -> tuple[int, int, int]:
-        """M, D, N of S = Q Kᵀ; where columns are compared, of the product of a view and the cheaper side's matrix."""
+        """M, D, N of S = Q Kᵀ; where columns are compared, of the product of a view and the cheaper side's matrix.
+
+        Steps have none, and a small one of theirs stands for the rate of the machine.
+        """
+        if self.system.keys == "parameters":
+            return 1024, 128, 1024
         if self.system.keys == "columns":
             return self.rows, min(self.rows, self.dim), self.dim
         return self.rows, self.dim, self.columns
 
     @property
     def matrix_gb(self) -> float:
-        """Size of S, or of C [D, D]."""
+        """Size of S, of C [D, D], or of all parameters."""
+        if self.system.keys == "parameters":
+            return self.dim * 4 / 1e9
         numbers = self.dim**2 if self.system.keys == "columns" else self.rows * self.columns
         return numbers * self.dtype.itemsize / 1e9
 
     def small(self) -> Case:
-        """The case with few rows, for warming up."""
+        """The case with few rows, or small tensors, for warming up."""
+        if self.system.keys == "parameters":
+            return replace(self, dim=max(self.rows, min(self.dim, 1 << 16)))
         return replace(self, rows=min(self.rows, 256), columns=min(self.columns, 1024))
 
 
@@ -257,6 +292,8 @@ def ours(family: str, device: torch.device) -> list[str]:
 
 def precisions(family: str, device: torch.device) -> list[str]:
     """The precisions of float32 matrix products worth a side: "medium" where it has kernels of its own."""
+    if family == "multi_tensor":  # no products
+        return ["highest"]
     backends = ours(family, device)
     if "cpu" in backends:
         cpu = machine.extension("_cpu") if family == "similarity" else None  # the others' products are float32 always

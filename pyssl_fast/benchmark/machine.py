@@ -96,6 +96,7 @@ def facts() -> dict[str, Any]:
         "lightly": version("lightly"),
         "open_clip": version("open_clip_torch"),
         "pytorch_metric_learning": version("pytorch-metric-learning"),
+        "timm": version("timm"),
         "pyssl_fast": pyssl_fast.__version__,
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

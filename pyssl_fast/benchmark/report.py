@@ -15,7 +15,7 @@ from rich.table import Table
 from pyssl_fast.benchmark.cases import Case
 from pyssl_fast.benchmark.measure import Measured, Outcome, Side, floor_ms, iqr, ratio_by_round
 
-SCHEMA = 2
+SCHEMA = 3
 _Field = tuple[tuple[type, ...], str]  # the types that JSON may hold, and the meaning
 _NUMBER, _MAYBE_NUMBER = (int, float), (int, float, type(None))
 _TEXT, _MAYBE_TEXT = (str,), (str, type(None))
@@ -44,6 +44,7 @@ MACHINE: dict[str, _Field] = {
     "lightly": (_MAYBE_TEXT, "version"),
     "open_clip": (_MAYBE_TEXT, "version"),
     "pytorch_metric_learning": (_MAYBE_TEXT, "version"),
+    "timm": (_MAYBE_TEXT, "version"),
     "pyssl_fast": (_TEXT, "version"),
     "commit": (_MAYBE_TEXT, "of the checkout, with -dirty where files differ from it; null: installed"),
     "date": (_TEXT, "when the run began, UTC, ISO 8601"),
@@ -51,24 +52,27 @@ MACHINE: dict[str, _Field] = {
 SETTINGS: dict[str, _Field] = {
     "family": (_TEXT, "kernel family"),
     "device": (_TEXT, "cpu or cuda"),
-    "dtype": (_TEXT, "of the embeddings"),
+    "dtype": (_TEXT, "of the embeddings; of parameters float32, and what the system says"),
     "seed": ((int,), "of the inputs and of the order of sides"),
 }
 CASE: dict[str, _Field] = {
     "case": (_TEXT, "its title, unlike that of any other case"),
     "system": (_TEXT, "its name on the command line"),
     "measures": (_TEXT, "what is measured, as a title says it"),
-    "mode": (_TEXT, "forward+backward or forward"),
-    "rows": ((int,), "M, embeddings over all views"),
+    "mode": (_TEXT, "forward+backward or forward; step: all parameters, in place"),
+    "rows": ((int,), "M, embeddings over all views; of a step, tensors"),
     "columns": ((int,), "N, what they are compared with: the rows themselves, as many others, or the keys of a bank"),
-    "dim": ((int,), "D, numbers per embedding"),
+    "dim": ((int,), "D, numbers per embedding; of a step, in all tensors"),
     "temperature": (_MAYBE_NUMBER, "τ; null: there is none"),
     "rounds": ((int,), "samples per side"),
     "floor_ms": (_NUMBER, "the time that the fewest operations or bytes take at the two rates below"),
     "floor_by": (_TEXT, "which of the two is larger: operations or bytes"),
     "least_gflop": (_NUMBER, "the fewest floating-point operations that the mathematics allows, in 1e9"),
     "least_mb": (_NUMBER, "the fewest bytes to and from memory, in 1e6"),
-    "matmul_gflops": (_NUMBER, "rate of a bare float32 [M, D] @ [D, N] in this run, 1e9 operations per second"),
+    "matmul_gflops": (
+        _NUMBER,
+        "rate of a bare float32 [M, D] @ [D, N] in this run (a small one of a step), 1e9 per second",
+    ),
     "triad_gb_s": (_NUMBER, "rate of an in-place triad in this run, 1e9 bytes per second"),
     "targets": ((dict,), "side -> how many times as fast as it our kernels are meant to be; empty: not said"),
     "target_mb": (_MAYBE_NUMBER, "the most extra peak memory that they are meant to take; null: not said"),
@@ -229,8 +233,12 @@ def _verdict(row: Mapping[str, Any], case: Mapping[str, Any]) -> str:
 
 
 def table(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Table:
-    """One case: a line per side, ours first, then the fastest first. `over` a peer: how many times as fast."""
+    """One case: a line per side, ours first, then the fastest first. `over` a peer: how many times as fast.
+
+    A step's rate is that of the fewest bytes.
+    """
     references = _references(case, results)
+    steps = case["mode"] == "step"
     grid = Table(
         title=f"{case['case']}   {case['measures']}, {case['mode']}, {count(case['rounds'], 'round')}",
         title_justify="left",
@@ -239,7 +247,7 @@ def table(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Tabl
     grid.add_column("", no_wrap=True)
     for column in (
         "time\nms", "spread\n(IQR)", *(f"over\n{name}" for name in references), "extra\nMB",
-        "\nGFLOP/s", "over\nfloor", "mm\nafter", "\ntarget",
+        "\nGB/s" if steps else "\nGFLOP/s", "over\nfloor", "mm\nafter", "\ntarget",
     ):  # fmt: skip
         grid.add_column(column, justify="right", no_wrap=True)
     for row in sorted(results, key=lambda row: (not row["ours"], row["time_ms_median"])):
@@ -249,7 +257,7 @@ def table(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Tabl
             _number(row["time_ms_iqr"], 2),
             *(f"{_number(row['speedup_over'][name])}×" for name in references),
             "–" if row["extra_peak_mb"] is None else f"{row['extra_peak_mb']:,.1f}",
-            f"{row['gflops']:,.0f}",
+            _number(case["least_mb"] / row["time_ms_median"]) if steps else f"{row['gflops']:,.0f}",
             _number(row["over_floor"]),
             _number(row["matmul_after_ms_median"]),
             _verdict(row, case),
@@ -297,9 +305,12 @@ def _ms(time: float) -> str:
 
 def notes(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines under a table: the floor, a torch operation right after ours, what was left out and why."""
+    operations = (
+        f" {_number(case['least_gflop'])} GFLOP at {case['matmul_gflops']:,.0f} GFLOP/s (bare float32 torch.mm of this"
+        " shape),"
+    )
     floor = (
-        f"floor: {_number(case['floor_ms'])} ms by {case['floor_by']}: {_number(case['least_gflop'])} GFLOP at"
-        f" {case['matmul_gflops']:,.0f} GFLOP/s (bare float32 torch.mm of this shape),"
+        f"floor: {_number(case['floor_ms'])} ms by {case['floor_by']}:{'' if case['mode'] == 'step' else operations}"
         f" {_number(case['least_mb'])} MB at {_number(case['triad_gb_s'])} GB/s (triad)"
     )
     lines = [floor]
@@ -317,14 +328,21 @@ def notes(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list
 # ---- the figure ----------------------------------------------------------------------------------------------------
 
 _OURS = ("#0b6e4f", "#2ca25f", "#74c476", "#08519c", "#3182bd", "#6baed6")
-_OTHERS = ("#8e5ea2", "#c0392b", "#e08214")
-_PEERS = {"eager": "#c0392b", "compiled": "#e08214", "lightly": "#8e5ea2", "blocked": "#7f7f7f", "bare": "#bdbdbd"}
+_OTHERS = ("#8e5ea2", "#c0392b", "#e08214", "#a6761d", "#d6478d")
+_PEERS = {
+    "eager": "#c0392b",
+    "compiled": "#e08214",
+    "lightly": "#8e5ea2",
+    "blocked": "#7f7f7f",
+    "bare": "#bdbdbd",
+    "triad": "#bdbdbd",
+}
 
 
 def figure(document: Mapping[str, Any], path: Path) -> str:
     """Time and extra memory over the batch size, one line per side, as PNG (or what the path's ending says).
 
-    Draws the one system, at the one D, that was measured at the most batch sizes.
+    Draws the one system, at the one D, that was measured at the most batch sizes; of steps, numbers of tensors.
 
     Returns:
         What was drawn.
@@ -342,13 +360,16 @@ def figure(document: Mapping[str, Any], path: Path) -> str:
     common = Counter(map(kind, document["cases"])).most_common(1)[0][0]
     cases = sorted((case for case in document["cases"] if kind(case) == common), key=lambda case: case["rows"])
     sizes = [case["rows"] for case in cases]
+    steps = cases[0]["mode"] == "step"
     rows_of = {case["case"]: case["rows"] for case in cases}
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted((row for row in document["results"] if row["case"] in rows_of), key=lambda r: rows_of[r["case"]]):
         lines.setdefault(row["side"], []).append({**row, "rows": rows_of[row["case"]]})
     peers = [side for side in lines if not lines[side][0]["ours"]]
     order = [side for side in lines if side not in peers] + peers
-    our_colours, more_colours = iter(_OURS * len(lines)), iter(_OTHERS * len(lines))
+    taken = {_PEERS.get(side) for side in peers}
+    free = [colour for colour in _OTHERS if colour not in taken]
+    our_colours, more_colours = iter(_OURS * len(lines)), iter(free * len(lines))
     colours = {side: _PEERS.get(side) or next(more_colours if side in peers else our_colours) for side in order}
 
     style: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"}
@@ -364,7 +385,8 @@ def figure(document: Mapping[str, Any], path: Path) -> str:
                 values += y
                 axis.plot(
                     x, y, label=lines[side][0]["label"], color=colours[side], marker="o", markersize=5 if ours else 3.5,
-                    linewidth=2.6 if ours else 1.5, zorder=3 if ours else 2, linestyle=":" if side == "bare" else "-",
+                    linewidth=2.6 if ours else 1.5, zorder=3 if ours else 2,
+                    linestyle=":" if side in ("bare", "triad") else "-",
                 )  # fmt: skip
             axis.set_xscale("log", base=2)
             axis.set_xticks(sizes, [_rows(size) for size in sizes])
@@ -378,7 +400,7 @@ def figure(document: Mapping[str, Any], path: Path) -> str:
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#7f7f7f")
             axis.minorticks_off()
             axis.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
-            axis.set_xlabel("rows, over all views")
+            axis.set_xlabel("tensors" if steps else "rows, over all views")
             axis.set_title(title, loc="left", fontweight="bold", fontsize=11)
             axis.set_title(_gain(lines, key, peers), loc="right", fontsize=9, color=_OURS[0])
             axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -388,7 +410,8 @@ def figure(document: Mapping[str, Any], path: Path) -> str:
         for text, side in zip(legend.get_texts(), order, strict=True):
             text.set_fontweight("bold" if lines[side][0]["ours"] else "normal")
         machine, settings = document["machine"], document["settings"]
-        shown = f"{cases[0]['measures']}, D = {cases[0]['dim']}"
+        numbers = f"{cases[0]['dim']:,} numbers" if steps else f"D = {cases[0]['dim']}"
+        shown = f"{cases[0]['measures']}, {numbers}"
         where = ", ".join(machine["gpus"]) if settings["device"] == "cuda" else machine["cpu_model"].partition(" (")[0]
         chosen = f", {machine['isa']}" if machine["isa"] else ""
         threads = "" if settings["device"] == "cuda" else f"{chosen}, {count(machine['threads'], 'thread')}"

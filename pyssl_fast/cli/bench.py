@@ -105,20 +105,20 @@ def _check_isas(isas: Sequence[str]) -> None:
     "--rows",
     multiple=True,
     callback=_several(int, "numbers"),
-    help="Embeddings over all views: several times, or with commas.  [default: the family's set]",
+    help="Embeddings over all views, or tensors of a step: several times, or with commas.  [default: the family's set]",
 )
 @click.option(
     "--dim",
     multiple=True,
     callback=_several(int, "numbers"),
-    help="Numbers per embedding, likewise.  [default: the case's first]",
+    help="Numbers per embedding, or in all tensors, likewise.  [default: the case's first]",
 )
 @click.option("--columns", type=int, callback=_positive, help="Keys of a bank.  [default: the case's]")
 @click.option(
     "--sides",
     multiple=True,
     callback=_several(_word, "names"),
-    help="ours, cpu, triton, cuda, reference, or peers: eager, compiled, lightly, open_clip, …  [default: all]",
+    help="ours, cpu, triton, cuda, reference, or peers: eager, compiled, lightly, timm, …  [default: all]",
 )
 @click.option(
     "--mode", type=click.Choice(["forward+backward", "forward"]), default="forward+backward", show_default=True

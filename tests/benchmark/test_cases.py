@@ -195,7 +195,7 @@ def test_a_peer_that_cannot_take_part_says_why(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_families_are_found_and_unknown_ones_named() -> None:
-    assert benchmark.families() == ["covariance", "similarity"]
+    assert benchmark.families() == ["covariance", "multi_tensor", "similarity"]
     assert benchmark.family("similarity") is similarity
     for name in ("nonsense", "measure", "cases", "../similarity"):
         with pytest.raises(ValueError, match="unknown family"):

@@ -69,6 +69,27 @@ def test_bench_shows_targets_where_they_were_stated() -> None:
     assert "≥ 1.80×" in result.output
 
 
+def test_bench_measures_steps_by_their_bytes(tmp_path: Path) -> None:
+    json_path, png_path, summary = tmp_path / "o.json", tmp_path / "o.png", tmp_path / "o.md"
+    sizes = ["--rows", "4,8", "--dim", "1000", "--rounds", "1", "--device", "cpu"]
+    files = ["--json", str(json_path), "--png", str(png_path), "--markdown", str(summary)]
+    result = _bench("multi_tensor", "--case", "ema,adamw-ema", *sizes, "--sides", "ours,triad,foreach,fused", *files)
+    assert result.exit_code == 0, result.output
+    assert "GB/s" in result.output
+    assert "GFLOP" not in result.output
+    assert "EMA of parameters, 1,000 numbers" in result.output  # what was drawn
+    document = json.loads(json_path.read_text())
+    report.check_document(document)
+    assert [(case["system"], case["rows"], case["mode"]) for case in document["cases"]] == [
+        (system, rows, "step") for system in ("ema", "adamw-ema") for rows in (4, 8)
+    ]
+    assert [case["floor_by"] for case in document["cases"]] == ["bytes"] * 4
+    assert {row["side"] for row in document["results"]} == {"cpu", "triad", "foreach", "fused"}
+    assert all(row["loss"] is None for row in document["results"])
+    assert "| adamw-ema 8 × 1,000 | cpu |" in summary.read_text()
+    assert png_path.stat().st_size > 0
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_bench_forward_in_low_precision(dtype: str) -> None:
     result = _bench(*FAST, "--mode", "forward", "--dtype", dtype, "--sides", "ours,eager")
@@ -117,6 +138,10 @@ BAD = {
     "negative dim": (["--dim", "-4"], "dim must be 1 or more"),
     "zero temperature": (["--temperature", "0"], "temperature must be 1e-8 to 1e30"),
     "nan temperature": (["--temperature", "nan"], "temperature must be 1e-8 to 1e30"),
+    "no dtype of a step": (
+        ["multi_tensor", "--dtype", "bfloat16"],
+        "dtypes of ema are part of it; dtype must be float32",
+    ),
     "unknown side": (["--sides", "nonsense"], "unknown side 'nonsense'"),
     "unknown precision": (["--precision", "low"], "--precision must be highest, high or medium"),
     "unknown instruction set": (["--isa", "mmx"], "--isa"),
