@@ -65,7 +65,8 @@ def run(group: Group, momentum: Tensor) -> None:
     multi_tensor.ema_(
         teacher, student, shadow[:averaged] if group.copied else shadow, averaged, momentum, group.backend
     )
-    _warn_of_standstill(teacher.signature, averaged)
+    if not torch.compiler.is_compiling():
+        _warn_of_standstill(teacher.signature, averaged)
 
 
 def momentum_tensor(momentum: float | Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pyssl_fast import backend
 from pyssl_fast.kernels.flat import Signature, TensorList
 
 _PLAIN = {Tensor, nn.Parameter}
+_get_layout = Tensor.layout.__get__  # type: ignore[attr-defined]
 
 
 class Group(NamedTuple):
@@ -31,18 +32,28 @@ class Group(NamedTuple):
     @property
     def backend(self) -> str:
         """Where the group runs."""
-        of, i = _leading(tuple(of.signature for of in self.lists), self.copied)
+        if torch.compiler.is_compiling():
+            of, i = _leading([[x.dtype for x in of] for of in self.lists])
+        else:
+            of, i = _leading_of(tuple(of.signature for of in self.lists))
         return backend.choose("multi_tensor", self.lists[of][i])
 
 
-@functools.lru_cache(maxsize=256)
-def _leading(lists: tuple[Signature, ...], copied: int) -> tuple[int, int]:
+def _leading(lists: Sequence[Sequence[torch.dtype]]) -> tuple[int, int]:
     """List and entry that decide where a group runs: of float64, which the kernels leave to the twin, if any is."""
     for number, of in enumerate(lists):
-        if torch.float64 in of.dtypes:
-            return number, of.dtypes.index(torch.float64)
-    floats = (i for i, dtype in enumerate(lists[0].dtypes) if dtype.is_floating_point)
-    return 0, next(floats, 0)
+        for i, dtype in enumerate(of):
+            if dtype == torch.float64:
+                return number, i
+    for i, dtype in enumerate(lists[0]):
+        if dtype.is_floating_point:
+            return 0, i
+    return 0, 0
+
+
+@functools.lru_cache(maxsize=256)
+def _leading_of(lists: tuple[Signature, ...]) -> tuple[int, int]:
+    return _leading([of.dtypes for of in lists])
 
 
 def grouped(lists: Mapping[str, Iterable[Tensor]], copied: int = 0) -> list[Group]:
@@ -58,14 +69,21 @@ def grouped(lists: Mapping[str, Iterable[Tensor]], copied: int = 0) -> list[Grou
         TypeError: something that is no dense floating-point Tensor.
         ValueError: different lengths, shapes, devices or placements.
     """
-    found = {name: _plain(name, list(tensors)) for name, tensors in lists.items()}
-    names = tuple(found)
-    groups = _groups(names, tuple(tensors.signature for tensors in found.values()), copied)
-    if groups is None:
-        return [Group(tuple(found.values()), copied, range(len(found[names[0]])))]
+    names = tuple(lists)
+    if torch.compiler.is_compiling():  # nothing is remembered where everything is traced
+        traced = [[_real(local(x)) for x in tensors] for tensors in lists.values()]
+        entries = [([x.dtype for x in of], [x.shape for x in of], [x.device for x in of]) for of in traced]
+        return [
+            Group(tuple([of[i] for i in group if of] for of in traced), at_end, group)  # type: ignore[misc]
+            for group, at_end in _groups(names, entries, copied)
+        ]
+    found = [_plain(name, list(tensors)) for name, tensors in lists.items()]
+    groups = _groups_of(names, tuple(tensors.signature for tensors in found), copied)
+    if len(groups) == 1:
+        return [Group(tuple(found), copied, groups[0][0])]
     return [
-        Group(tuple(TensorList(tensors[i] for i in entries if tensors) for tensors in found.values()), at_end, entries)
-        for entries, at_end in groups
+        Group(tuple(TensorList(tensors[i] for i in group if tensors) for tensors in found), at_end, group)
+        for group, at_end in groups
     ]
 
 
@@ -75,15 +93,22 @@ def _plain(name: str, tensors: list[Tensor]) -> TensorList:
             if not isinstance(x, Tensor):
                 raise TypeError(f"{name}[{i}] must be a Tensor; got {type(x).__name__}")
         tensors = [local(x) for x in tensors]
-    found = TensorList(tensors)
-    try:
-        dtypes = found.signature.dtypes
-    except RuntimeError as error:
+    if not {*map(_get_layout, tensors)} <= {torch.strided}:
         i, x = next((i, x) for i, x in enumerate(tensors) if x.layout != torch.strided)
-        raise TypeError(f"{name}[{i}] must be a dense Tensor; got layout {x.layout}") from error
-    if any(dtype.is_complex for dtype in dtypes):
-        return TensorList(torch.view_as_real(x) if x.is_complex() else x for x in tensors)
+        raise TypeError(f"{name}[{i}] must be a dense Tensor; got layout {x.layout}")
+    found = TensorList(tensors)
+    if _any_complex(found.signature):
+        return TensorList(map(_real, tensors))
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _any_complex(of: Signature) -> bool:
+    return any(dtype.is_complex for dtype in of.dtypes)
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def local(x: Tensor) -> Tensor:
@@ -97,31 +122,35 @@ def placement(x: Any) -> object:
     return (x.device_mesh, x.placements) if hasattr(x, "to_local") else None
 
 
-@functools.lru_cache(maxsize=256)
-def _groups(names: tuple[str, ...], lists: tuple[Signature, ...], copied: int) -> list[tuple[list[int], int]] | None:
-    """The indices of each group, and how many are copied; None: all are one group. Raises what `grouped` does."""
-    first, like = names[0], lists[0]
-    length = len(like.shapes)
-    for name, of in zip(names, lists, strict=True):
-        if len(of.shapes) not in (length, 0):
-            raise ValueError(f"{name} must have as many tensors as {first}, {length}; got {len(of.shapes)}")
-        for i, dtype in enumerate(of.dtypes):
+_Entries = tuple[Sequence[torch.dtype], Sequence[torch.Size], Sequence[torch.device]]  # of one list
+
+
+def _groups(names: Sequence[str], lists: Sequence[_Entries], copied: int) -> list[tuple[list[int], int]]:
+    """The indices of each group, and how many are copied. Raises what `grouped` does."""
+    first, (like_dtypes, like_shapes, like_devices) = names[0], lists[0]
+    length = len(like_shapes)
+    for name, (dtypes, shapes, devices) in zip(names, lists, strict=True):
+        if len(shapes) not in (length, 0):
+            raise ValueError(f"{name} must have as many tensors as {first}, {length}; got {len(shapes)}")
+        for i, dtype in enumerate(dtypes):
             what = f"{name}[{i}]"
-            if of.shapes[i] != like.shapes[i]:
-                raise ValueError(
-                    f"{what} must have {first}[{i}]'s shape {list(like.shapes[i])}; got {list(of.shapes[i])}"
-                )
-            if of.devices[i] != like.devices[i]:
-                raise ValueError(f"{what} must be on {first}[{i}]'s device {like.devices[i]}; got {of.devices[i]}")
+            if shapes[i] != like_shapes[i]:
+                shape = list(like_shapes[i])
+                raise ValueError(f"{what} must have {first}[{i}]'s shape {shape}; got {list(shapes[i])}")
+            if devices[i] != like_devices[i]:
+                raise ValueError(f"{what} must be on {first}[{i}]'s device {like_devices[i]}; got {devices[i]}")
             if i >= length - copied:
-                if dtype != like.dtypes[i]:
-                    raise TypeError(f"{what} must have {first}[{i}]'s dtype {like.dtypes[i]}; got {dtype}")
+                if dtype != like_dtypes[i]:
+                    raise TypeError(f"{what} must have {first}[{i}]'s dtype {like_dtypes[i]}; got {dtype}")
             elif not dtype.is_floating_point or dtype.itemsize < 2:
                 raise TypeError(f"{what} must be float32, float16, bfloat16 or float64; got {dtype}")
-    groups: dict[object, list[int]] = {}
+    groups: dict[tuple[torch.device, bool], list[int]] = {}
     for i in range(length):
-        double = any(of.dtypes and of.dtypes[i] == torch.float64 for of in lists)
-        groups.setdefault((like.devices[i], double), []).append(i)
-    if len(groups) == 1:
-        return None
-    return [(of, sum(i >= length - copied for i in of)) for of in groups.values()]
+        double = any([bool(dtypes) and dtypes[i] == torch.float64 for dtypes, _, _ in lists])
+        groups.setdefault((like_devices[i], double), []).append(i)
+    return [(of, len([i for i in of if i >= length - copied])) for of in groups.values()]
+
+
+@functools.lru_cache(maxsize=256)
+def _groups_of(names: tuple[str, ...], lists: tuple[Signature, ...], copied: int) -> list[tuple[list[int], int]]:
+    return _groups(names, [(of.dtypes, of.shapes, of.devices) for of in lists], copied)

@@ -43,7 +43,10 @@ def test_lists_of_any_shapes(backend: str) -> None:
 def test_float64_complex_and_float32_in_one_call() -> None:
     teacher = [torch.randn(5, dtype=d) for d in (torch.float64, torch.complex64, torch.float32)]
     student = [torch.randn(5, dtype=d) for d in (torch.float64, torch.complex64, torch.float32)]
-    expected = [torch.lerp(t, s, 0.25) if not t.is_complex() else t + 0.25 * (s - t) for t, s in zip(teacher, student)]
+    expected = [
+        torch.lerp(t, s, 0.25) if not t.is_complex() else t + 0.25 * (s - t)
+        for t, s in zip(teacher, student, strict=True)
+    ]
     ema_update_(teacher, student, 0.75)
     for t, x in zip(teacher, expected, strict=True):
         torch.testing.assert_close(t, x)
@@ -210,7 +213,7 @@ X = torch.zeros(3)
         ([X], [X], 1.1, ValueError, "momentum must be"),
         ([X], [X], math.nan, ValueError, "momentum must be"),
         ([X], [X], torch.tensor(math.nan), ValueError, "momentum must be"),
-        ([X], [X], torch.tensor([0.5, 0.5]), ValueError, "momentum must"),
+        ([X], [X], torch.tensor([0.5, 0.5]), ValueError, "momentum as a Tensor must hold one"),
         ([X], [X], "0.5", TypeError, "momentum must"),
     ],
 )
@@ -263,7 +266,7 @@ print(all(t[0].unique().tolist() == [1 - 0.5**20] for t, _ in jobs))
     assert python(code).stdout.split() == ["True"]
 
 
-# ---- other packages ----------------------------------------------------------------------------------------------------
+# ---- other packages --------------------------------------------------------------------------------------------------
 
 
 def test_update_momentum_is_lightlys() -> None:
