@@ -53,6 +53,8 @@ class Pairs:
             shadow = [*self.shadow, *self.teacher[len(self.shadow) :]] if self.shadow else []  # one for every teacher
             lists = {"teacher": self.teacher, "student": self.student, "shadow": shadow}
             groups = grouped(lists, self.copied)
+            if torch.compiler.is_compiling():
+                return groups
             for group in groups:
                 for of in group.lists:
                     of.refresh()
@@ -72,18 +74,20 @@ class Pairs:
 
 
 class _Members:
-    """What modules and all inside them hold, by which a change is noticed. What is empty is not looked at again."""
+    """What modules and all inside them hold, by which a change is noticed."""
 
     def __init__(self, *modules: nn.Module | None) -> None:
         inside = [m for module in modules if module is not None for m in module.modules()]
-        self._dicts: list[dict[str, Any]] = [d for m in inside for d in (m._parameters, m._buffers, m._modules) if d]
+        dicts: list[dict[str, Any]] = [d for m in inside for d in (m._parameters, m._buffers, m._modules)]
+        self._empty = [d for d in dicts if not d]
+        self._dicts = [d for d in dicts if d]
         self._seen = self._look()
 
     def _look(self) -> tuple[list[int], list[str]]:
         return list(map(id, chain.from_iterable(map(dict.values, self._dicts)))), list(chain.from_iterable(self._dicts))
 
     def unchanged(self) -> bool:
-        return self._seen == self._look()
+        return not any(self._empty) and self._seen == self._look()
 
 
 class ModelEMA(nn.Module):
@@ -137,12 +141,10 @@ class ModelEMA(nn.Module):
         super().__init__()
         check_choice("buffers", buffers, BUFFERS)
         check_choice("frozen", frozen, FROZEN)
-        for name, value, known in (
-            ("dtype", dtype, (torch.float32,)),
-            ("shadow", shadow, (torch.float16, torch.bfloat16)),
-        ):
-            if value is not None and value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, known))} or None; got {value}")
+        if dtype not in (None, torch.float32):
+            raise ValueError(f"dtype must be torch.float32 or None; got {dtype}")
+        if shadow not in (None, *HALVES):
+            raise ValueError(f"shadow must be torch.float16, torch.bfloat16 or None; got {shadow}")
         self.momentum = momentum
         self.buffers_policy, self.frozen = buffers, frozen
         student = unwrapped(model)
@@ -153,7 +155,12 @@ class ModelEMA(nn.Module):
                 if dtype is not None and x.dtype in HALVES and id(x) not in shared:
                     x.data = x.data.to(dtype)
         self.module = module.requires_grad_(False)
-        self.shadow = None if shadow is None else copy.deepcopy(module).to(shadow)
+        self.shadow = None
+        if shadow is not None:
+            self.shadow = copy.deepcopy(module)
+            for x in chain(self.shadow.parameters(), self.shadow.buffers()):
+                if x.is_floating_point():
+                    x.data = x.data.to(shadow)
         self._forget()
         self._student = weakref.ref(student)
         self.pairs()
