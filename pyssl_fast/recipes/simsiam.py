@@ -1,0 +1,28 @@
+"""SimSiam (Chen and He 2021): a view predicts the other's embedding; neither negatives nor a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pyssl_fast.modules import SimSiamPredictionHead, SimSiamProjectionHead
+from pyssl_fast.recipes.recipe import option
+from pyssl_fast.recipes.two_views import PredictedViews
+
+
+class SimSiam(PredictedViews):
+    title = "SimSiam"
+
+    @dataclass(frozen=True)
+    class Options(PredictedViews.Options):
+        embedding_dim: int = option(512, "Length of the embeddings; the predictor's hidden layer is a quarter of it.")
+
+    @staticmethod
+    def head(features: int, options: Any) -> nn.Module:
+        return SimSiamProjectionHead(features, options.embedding_dim, options.embedding_dim)
+
+    @staticmethod
+    def prediction_head(options: Any) -> nn.Module:
+        return SimSiamPredictionHead(options.embedding_dim, max(1, options.embedding_dim // 4), options.embedding_dim)
