@@ -56,7 +56,7 @@ def two_view_augmentation(kind: Kind, size: int) -> Augmentation:
 
 
 def byol_augmentations(kind: Kind, size: int) -> tuple[Augmentation, Augmentation]:
-    """BYOL's two (Grill et al. 2020, appendix B): one view of a photograph is blurred, the other one solarised at times.
+    """BYOL's two (Grill et al. 2020, appendix B): of a photograph, one view is blurred, the other solarised at times.
 
     Blur above 32 pixels only, as in `two_view_augmentation`, which digits and clothes get twice.
 

@@ -24,7 +24,9 @@ class BYOL(PredictedViews):
     @dataclass(frozen=True)
     class Options(PredictedViews.Options):
         hidden_dim: int = option(512, "Width of the projector's and the predictor's hidden layer.")
-        momentum: float = option(0.95, "Of the teacher, at the start; rises to 1. 0.996 suits runs of many thousand steps.")
+        momentum: float = option(
+            0.95, "Of the teacher, at the start; rises to 1. 0.99 suits runs of thousands of steps."
+        )
 
     def __init__(self, encoder: nn.Module, features: int, options: Options) -> None:
         super().__init__(encoder, features, options)
