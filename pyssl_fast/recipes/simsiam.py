@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pyssl_fast.modules import SimSiamPredictionHead, SimSiamProjectionHead
+from pyssl_fast.modules import ProjectionHead, SimSiamPredictionHead
 from pyssl_fast.recipes.recipe import option
 from pyssl_fast.recipes.two_views import PredictedViews
 
@@ -18,10 +18,12 @@ class SimSiam(PredictedViews):
     @dataclass(frozen=True)
     class Options(PredictedViews.Options):
         embedding_dim: int = option(512, "Length of the embeddings; the predictor's hidden layer is a quarter of it.")
+        output_norm: bool = option(True, "Batch norm on the embeddings, which holds a collapse off for long.")
 
     @staticmethod
     def head(features: int, options: Any) -> nn.Module:
-        return SimSiamProjectionHead(features, options.embedding_dim, options.embedding_dim)
+        dim = options.embedding_dim
+        return ProjectionHead(features, dim, dim, hidden_layers=2, output_norm=options.output_norm)
 
     @staticmethod
     def prediction_head(options: Any) -> nn.Module:

@@ -21,6 +21,7 @@ VARIANTS = [
     ("moco", {"symmetric": True}),
     ("triplet", {"mining": "hard", "distance": "cosine"}),
     *((method, {option: False}) for method in ("byol", "simsiam") for option in ("predictor", "stop_gradient")),
+    ("simsiam", {"output_norm": False}),
 ]
 
 
