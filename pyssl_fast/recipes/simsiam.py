@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from pyssl_fast.modules import ProjectionHead, SimSiamPredictionHead
-from pyssl_fast.recipes.recipe import option
+from pyssl_fast.recipes.recipe import Budget, option
 from pyssl_fast.recipes.two_views import PredictedViews
 
 
 class SimSiam(PredictedViews):
     title = "SimSiam"
+    budgets: ClassVar[dict[str, Budget]] = {  # larger steps leave fewer directions: at 5e-3, 10 of 512 and not 43
+        "mnist5k": Budget(epochs=20, batch_size=128, learning_rate=1e-3),
+        "fashion-mnist": Budget(epochs=15, batch_size=128, learning_rate=1e-3),
+        "": Budget(epochs=100, batch_size=128, learning_rate=1e-3),
+    }
 
     @dataclass(frozen=True)
     class Options(PredictedViews.Options):
