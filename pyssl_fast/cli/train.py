@@ -95,7 +95,7 @@ def _command(method: str, recipe: Any) -> click.Command:
         option(
             f"--{flag}/--no-{flag}" if isinstance(field.default, bool) else f"--{flag}",
             type(field.default),
-            f"{field.metadata['help']}  [default: {f'no-{flag}' if field.default is False else field.default}]",
+            f"{field.metadata['help']}  [default: {_default(field.default, flag)}]",
         )
         for field in dataclasses.fields(recipe.Options)
         for flag in [field.name.replace("_", "-")]
@@ -145,6 +145,10 @@ def _command(method: str, recipe: Any) -> click.Command:
         method, params=params, callback=callback, help=f"Train with {_title(recipe)}.",
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )  # fmt: skip
+
+
+def _default(value: Any, flag: str) -> str:
+    return f"{'' if value else 'no-'}{flag}" if isinstance(value, bool) else str(value)
 
 
 def _title(recipe: Any) -> str:

@@ -52,20 +52,44 @@ def two_view_augmentation(kind: Kind, size: int) -> Augmentation:
             "crop 30 to 100 % of the area, mirror, brightness and contrast ±40 %",
         )  # fmt: skip
     jitter = 0.5 if size <= 32 else 1.0  # SimCLR's strengths for CIFAR-10 and for ImageNet
+    return _photograph(size, f"colour jitter {jitter:g}", (0.8 * jitter, 0.8 * jitter, 0.8 * jitter, 0.2 * jitter), 0.5)
+
+
+def byol_augmentations(kind: Kind, size: int) -> tuple[Augmentation, Augmentation]:
+    """BYOL's two (Grill et al. 2020, appendix B): of a photograph, one view is blurred, the other solarised at times.
+
+    Blur above 32 pixels only, as in `two_view_augmentation`, which digits and clothes get twice.
+
+    Args:
+        kind: what the images show.
+        size: height and width of the result, in pixels.
+    """
+    if kind != "photos":
+        return (two_view_augmentation(kind, size),) * 2
+    jitter = ("colour jitter of BYOL", (0.4, 0.4, 0.2, 0.1))
+    return _photograph(size, *jitter, blur=1.0), _photograph(size, *jitter, blur=0.1, solarize=0.2)
+
+
+def _photograph(
+    size: int, jitter: str, strengths: tuple[float, float, float, float], blur: float, solarize: float = 0.0
+) -> Augmentation:
+    """strengths: of brightness, contrast, saturation and hue; blur, solarize: probabilities."""
+    least = 8 if size > 64 else 20
     steps: list[torch.nn.Module] = [
-        v2.RandomResizedCrop(size, scale=(0.08 if size > 64 else 0.2, 1.0)),
+        v2.RandomResizedCrop(size, scale=(least / 100, 1.0)),
         v2.RandomHorizontalFlip(),
-        v2.RandomApply([v2.ColorJitter(0.8 * jitter, 0.8 * jitter, 0.8 * jitter, 0.2 * jitter)], p=0.8),
+        v2.RandomApply([v2.ColorJitter(*strengths)], p=0.8),
         v2.RandomGrayscale(p=0.2),
     ]
+    description = f"crop from {least} % of the area, mirror, {jitter}, grey"
     if size > 32:
         kernel = 2 * (size // 20) + 1  # a tenth of the side, odd
-        steps.append(v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.0))], p=0.5))
-    return Augmentation(
-        v2.Compose(steps),
-        f"crop from {8 if size > 64 else 20} % of the area, mirror, colour jitter {jitter:g}, grey"
-        + (", blur" if size > 32 else ""),
-    )
+        steps.append(v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur))
+        description += f", blur {blur:.0%}"
+    if solarize:
+        steps.append(v2.RandomSolarize(128, p=solarize))
+        description += f", solarise {solarize:.0%}"
+    return Augmentation(v2.Compose(steps), description)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ RECIPES = {
     "moco": "pyssl_fast.recipes.moco:MoCo",
     "nnclr": "pyssl_fast.recipes.nnclr:NNCLR",
     "meanshift": "pyssl_fast.recipes.meanshift:MeanShift",
+    "byol": "pyssl_fast.recipes.byol:BYOL",
+    "simsiam": "pyssl_fast.recipes.simsiam:SimSiam",
     "spectral": "pyssl_fast.recipes.spectral:Spectral",
     "supcon": "pyssl_fast.recipes.supcon:SupCon",
     "triplet": "pyssl_fast.recipes.triplet:Triplet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from pyssl_fast.data import ImageData
 from pyssl_fast.data.augmentation import Augmentation, two_view_augmentation
+from pyssl_fast.losses import NegativeCosineSimilarity
 from pyssl_fast.modules import KeyQueue, ProjectionHead
 from pyssl_fast.recipes.recipe import Budget, Recipe, option
 
@@ -69,6 +71,44 @@ class ExpandedViews(TwoViews):
         if options.hidden_dim < 1:
             raise ValueError(f"--hidden-dim must be at least 1, got {options.hidden_dim}")
         return ProjectionHead(features, options.hidden_dim, options.embedding_dim, hidden_layers=2)
+
+
+class PredictedViews(TwoViews):
+    """Two views; from each, a predictor tells the embedding of the other. Nothing repels.
+
+    What keeps all embeddings from becoming equal is the predictor, and that the predicted ones get no gradient; either
+    can be taken away to see them collapse.
+    """
+
+    @dataclass(frozen=True)
+    class Options(TwoViews.Options):
+        predictor: bool = option(True, "Without it the embeddings collapse.")
+        stop_gradient: bool = option(True, "Predicted embeddings get no gradient. Without it the embeddings collapse.")
+
+    def __init__(self, encoder: nn.Module, features: int, options: Options) -> None:
+        super().__init__(encoder, features, options)
+        self.stop_gradient = options.stop_gradient
+        self.predictor = self.prediction_head(options) if options.predictor else nn.Identity()
+        self.criterion = NegativeCosineSimilarity()
+
+    @staticmethod
+    @abstractmethod
+    def prediction_head(options: Any) -> nn.Module:
+        """[N, embedding_dim] -> [N, embedding_dim]."""
+
+    def predicted(self, views: Tensor, embeddings: Tensor) -> Tensor:
+        """views: [2N, C, H, W]; embeddings: theirs. What the predictions of the other views are compared with."""
+        return embeddings.detach() if self.stop_gradient else embeddings
+
+    def embed(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Predictions [2N, D] from both views, and what they are compared with: the other views' embeddings."""
+        both = torch.cat(list(views))
+        embeddings = self(both)
+        return self.predictor(embeddings), self.predicted(both, embeddings).roll(len(both) // 2, 0)
+
+    def loss(self, *embeddings: Tensor) -> Tensor:
+        loss: Tensor = self.criterion(*embeddings)
+        return loss
 
 
 class QueuedViews(TwoViews):

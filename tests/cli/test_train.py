@@ -84,6 +84,7 @@ def test_flags_are_switched_on_and_off(data, tmp_path):
     arguments = ("moco", "--data", data, "--epochs", 1, "--batch-size", 8, "--overwrite", "--out", tmp_path)
     assert "symmetric True" in invoke(*arguments, "--symmetric").output
     assert "symmetric False" in invoke(*arguments, "--no-symmetric").output
+    assert "predictor False" in invoke("byol", *arguments[1:], "--no-predictor").output
 
 
 def test_collapse_is_said_aloud(data, tmp_path, monkeypatch):
@@ -207,7 +208,10 @@ def test_help_names_every_option():
 def test_help_names_the_options_of_a_method(method):
     text = " ".join(CliRunner().invoke(main, ["train", method, "--help"]).output.split())
     for field in dataclasses.fields(find_recipe(method).Options):
-        assert f"--{field.name.replace('_', '-')}" in text
+        flag = field.name.replace("_", "-")
+        assert f"--{flag}" in text
+        if isinstance(field.default, bool):
+            assert f"[default:{'' if field.default else 'no-'}{flag}]" in text.replace(" ", "")  # wrapped at hyphens
 
 
 def test_the_package_and_the_help_import_nothing_heavy():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyssl_fast.data.augmentation import seeded, two_view_augmentation
+from pyssl_fast.data.augmentation import byol_augmentations, seeded, two_view_augmentation
 from pyssl_fast.data.images import ArrayImages, DataError, FileImages
 from pyssl_fast.data.loader import Schedule, ViewDataset, view_loader
 
@@ -122,11 +122,37 @@ def test_a_bug_in_a_worker_is_not_a_dead_worker(order, error, message):
 def test_augmentations_keep_size_and_colours(kind, size, mode):
     from PIL import Image
 
-    augmentation = two_view_augmentation(kind, size)
-    with seeded(1):
-        out = augmentation.transform(Image.new(mode, (40, 50), 128 if mode == "L" else (9, 99, 199)))
-    assert (out.size, out.mode) == ((size, size), mode)
-    assert augmentation.description
+    for augmentation in (two_view_augmentation(kind, size), *byol_augmentations(kind, size)):
+        with seeded(1):
+            out = augmentation.transform(Image.new(mode, (40, 50), 128 if mode == "L" else (9, 99, 199)))
+        assert (out.size, out.mode) == ((size, size), mode)
+        assert augmentation.description
+
+
+def test_byol_solarises_a_fifth_of_the_second_views_of_photographs():
+    """Brightness leaves 60 % of a bright picture at least, so that it is dark only where it was solarised."""
+    from PIL import Image
+
+    dark = [0, 0]
+    for view, augmentation in enumerate(byol_augmentations("photos", 16)):
+        with seeded(1):
+            for _ in range(200):
+                dark[view] += (
+                    augmentation.transform(Image.new("RGB", (20, 20), (230, 230, 230))).getpixel((8, 8))[0] < 128
+                )
+    assert dark[0] == 0
+    assert 20 < dark[1] < 60
+
+
+def test_byol_blurs_all_first_views_of_larger_photographs_and_a_tenth_of_the_second():
+    from torchvision.transforms import v2
+
+    for size, expected in ((64, ([1.0], [0.1])), (32, ([], []))):
+        views = [augmentation.transform.transforms for augmentation in byol_augmentations("photos", size)]
+        blurs = [[step for step in view if isinstance(step, v2.RandomApply)][1:] for view in views]  # jitter is first
+        assert tuple([blur.p for blur in view] for view in blurs) == expected
+        assert all(isinstance(blur.transforms[0], v2.GaussianBlur) for view in blurs for blur in view)
+    assert len(set(byol_augmentations("clothes", 64))) == 1
 
 
 @pytest.mark.parametrize("error", [EOFError, ConnectionResetError])

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from pyssl_fast.modules import ProjectionHead, build_encoder
+from pyssl_fast.modules import build_encoder
 from pyssl_fast.modules.encoders import SmallEncoder
 
 
@@ -69,11 +69,3 @@ def test_the_trial_leaves_nothing_behind():
     SmallEncoder(1)
     assert torch.equal(torch.rand(1), after)
     assert encoder.layers[1].num_batches_tracked == 0
-
-
-def test_projection_head():
-    assert ProjectionHead(6, 5, 4)(torch.randn(3, 6)).shape == (3, 4)
-    expander = ProjectionHead(6, 5, 4, hidden_layers=2)
-    assert expander(torch.randn(3, 6)).shape == (3, 4)
-    linear = [layer for layer in expander.layers if isinstance(layer, torch.nn.Linear)]
-    assert [tuple(layer.weight.shape) for layer in linear] == [(5, 6), (5, 5), (4, 5)]

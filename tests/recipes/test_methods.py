@@ -20,6 +20,8 @@ VARIANTS = [
     ("moco", {"version": 3}),
     ("moco", {"symmetric": True}),
     ("triplet", {"mining": "hard", "distance": "cosine"}),
+    *((method, {option: False}) for method in ("byol", "simsiam") for option in ("predictor", "stop_gradient")),
+    ("simsiam", {"output_norm": False}),
 ]
 
 
@@ -140,9 +142,12 @@ def test_a_rising_momentum_ends_at_one():
     assert values[10] == 1
 
 
-@pytest.mark.parametrize(("options", "momenta"), [({}, [0.5, 0.5]), ({"version": 3}, [0.75, 1.0])])
-def test_the_teacher_of_moco_follows_after_every_step(data_folder, tmp_path, monkeypatch, options, momenta):
-    training = begin(data_folder, tmp_path, method="moco", options={"momentum": 0.5, **options})
+@pytest.mark.parametrize(
+    ("method", "options", "momenta"),
+    [("moco", {}, [0.5, 0.5]), ("moco", {"version": 3}, [0.75, 1.0]), ("byol", {}, [0.75, 1.0])],
+)
+def test_a_teacher_follows_after_every_step(data_folder, tmp_path, monkeypatch, method, options, momenta):
+    training = begin(data_folder, tmp_path, method=method, options={"momentum": 0.5, **options})
     follow, seen = Teacher.follow, []
 
     def spy(self, *networks, momentum):
@@ -239,6 +244,43 @@ def test_nnclr_compares_a_prediction_with_the_neighbour_of_the_other_view(data_f
             others = predictions[[index for index in range(6) if index != row]]
             expected += plain_cross_entropy(neighbours[row : row + 1], predictions[row : row + 1], others, 0.3) / 12
     assert recipe.loss(*recipe.embed(views)).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def cosine_of_predictions(recipe, views, embed):
+    """Mean cos over both views between the prediction from one and embed(the other), in evaluation mode."""
+    pairs = [(recipe.predictor(recipe(mine)), embed(other)) for mine, other in (views, views[::-1])]
+    return torch.stack([torch.nn.functional.cosine_similarity(*pair) for pair in pairs]).mean()
+
+
+@pytest.mark.parametrize("options", [{}, {"predictor": False}, {"stop_gradient": False}])
+def test_byol_predicts_the_teachers_embedding_of_the_other_view(data_folder, tmp_path, options):
+    recipe = recipe_of(data_folder, tmp_path, "byol", **options).eval()
+    views, _ = views_and_labels(recipe)
+    if options.get("stop_gradient", True):
+        with torch.no_grad():
+            for parameter in recipe.teacher.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        embed = recipe.teacher
+    else:
+        assert recipe.teacher is None
+        embed = recipe
+    expected = 2 * (2 - 2 * cosine_of_predictions(recipe, views, embed))
+    parts = recipe.embed(views)
+    assert recipe.loss(*parts).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert parts[1].requires_grad == (recipe.teacher is None)
+
+
+@pytest.mark.parametrize("options", [{}, {"predictor": False}, {"stop_gradient": False}])
+def test_simsiam_predicts_its_own_embedding_of_the_other_view(data_folder, tmp_path, options):
+    recipe = recipe_of(data_folder, tmp_path, "simsiam", **options).eval()
+    views, _ = views_and_labels(recipe)
+    expected = -cosine_of_predictions(recipe, views, recipe)
+    parts = recipe.embed(views)
+    assert recipe.loss(*parts).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert parts[1].requires_grad == (not recipe.stop_gradient)
+    if "predictor" in options:
+        assert parts[0] is not parts[1]
+        torch.testing.assert_close(parts[0].chunk(2), parts[1].chunk(2)[::-1], check_device=False)
 
 
 def test_tico_compares_a_view_with_the_teachers_other_one(data_folder, tmp_path):
@@ -371,6 +413,9 @@ def test_supervised_losses_fall_when_classes_part(data_folder, tmp_path):
         ("w-mse", {"repeats": 0}, "w_iter must be"),
         ("tico", {"beta": 1.5}, "beta must be"),
         ("tico", {"momentum": -0.1}, "--momentum must be 0 to 1"),
+        ("byol", {"momentum": 1.1}, "--momentum must be 0 to 1, got 1.1"),
+        ("byol", {"hidden_dim": 0}, "--hidden-dim must be at least 1, got 0"),
+        ("simsiam", {"embedding_dim": 0}, "--embedding-dim must be at least 1, got 0"),
         ("lejepa", {"gaussianity": 1.5}, "lambda_param must be"),
     ],
 )
