@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pyssl_fast.ema import cosine_momentum, ema_update_
 
 
 class Teacher(nn.Module):
@@ -28,8 +28,7 @@ class Teacher(nn.Module):
 
     def follow(self, *networks: nn.Module, momentum: float) -> None:
         """networks: those that it is a copy of; momentum: m, 0 to 1."""
-        theirs = [parameter for network in networks for parameter in network.parameters()]
-        get_ema_multi_avg_fn(momentum)(list(self.networks.parameters()), theirs, None)
+        ema_update_(self.networks.parameters(), nn.Sequential(*networks).parameters(), momentum)
 
 
 def check_momentum(momentum: float) -> None:
@@ -39,4 +38,4 @@ def check_momentum(momentum: float) -> None:
 
 def rising(momentum: float, progress: float) -> float:
     """From `momentum` at the start to 1 at the end, along half a cosine (Grill et al. 2020, section 3.3)."""
-    return 1 - (1 - momentum) * (1 + math.cos(math.pi * progress)) / 2
+    return cosine_momentum(progress, 1, momentum)
