@@ -153,6 +153,10 @@ def _reshape(model: nn.Sequential) -> None:
     model[1].weight = nn.Parameter(torch.zeros(5, 2))
 
 
+def _cut(model: nn.Sequential) -> None:
+    model[1].weight.data = model[1].weight.data[:1]  # at the same address
+
+
 def _register(model: nn.Sequential) -> None:
     model[0].register_buffer("mask", torch.ones(2))
 
@@ -169,6 +173,7 @@ def _unregister(model: nn.Sequential) -> None:
         (_drop, r"dropped: 1.weight, 1.bias"),
         (_rename, r"added: head.weight, head.bias; dropped: 1.weight, 1.bias"),
         (_reshape, r"of another shape: 1.weight \(\[2, 2\], now \[5, 2\]\)"),
+        (_cut, r"student\[2\] must have teacher\[2\]'s shape \[2, 2\]; got \[1, 2\]"),
         (_register, r"buffers are not those .* added: 0.mask"),
         (_unregister, r"dropped: 0.bias"),
     ],
@@ -199,6 +204,10 @@ def test_replaced_tensors_are_found() -> None:
         ema.update(model)
         assert torch.equal(ema.module[0].weight, model[0].weight.float())
         assert torch.equal(ema.module[1].running_mean, model[1].running_mean.float())
+    for view in (lambda x: x.t(), lambda x: x[:, ::2].contiguous()[:, :1].expand(64, 64), lambda x: x.clone()):
+        model[0].weight.data = view(model[0].weight.data)  # the first lies at the same address
+        ema.update(model)
+        assert torch.equal(ema.module[0].weight, model[0].weight)
     shaken(model)
     ema.module.load_state_dict(copy.deepcopy(ema.module.state_dict()), assign=True)
     ema.update(model)
