@@ -17,9 +17,9 @@ struct Step {
         beta2(a.beta2),
         rate2(1 - a.beta2),
         size(a.lr / (1 - std::pow(a.beta1, step))),
-        root(std::sqrt(1 - std::pow(a.beta2, step))),
+        unroot(1 / std::sqrt(1 - std::pow(a.beta2, step))),
         eps(a.eps) {}
-  const float factor, keep, rate1, beta2, rate2, size, root, eps;
+  const float factor, keep, rate1, beta2, rate2, size, unroot, eps;
 };
 
 template <bool amsgrad>
@@ -36,7 +36,7 @@ void update(float* __restrict p, const float* __restrict g, float* __restrict m,
       divisor = largest[k] != largest[k] ? largest[k] : divisor;
       largest[k] = divisor;
     }
-    p[k] = s.keep * p[k] - s.size * mean / (std::sqrt(divisor) / s.root + s.eps);
+    p[k] = s.keep * p[k] - s.size * mean / (std::sqrt(divisor) * s.unroot + s.eps);
     m[k] = mean;
     v[k] = square;
   }
