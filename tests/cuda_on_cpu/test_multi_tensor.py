@@ -45,7 +45,8 @@ def _load(name: str, path: Path) -> ModuleType:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """kernels/cuda/multi_tensor.py, on a `_cuda` whose device is this machine's threads."""
-    emulated = _load("pyssl_fast._cuda", build.module(tmp_path_factory.mktemp("module")))
+    # Under a name of its own: pybind11 would give the real module again, if that is loaded.
+    emulated = _load("emulated._cuda", build.module(tmp_path_factory.mktemp("module")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "pyssl_fast._cuda", emulated)
         patch.setattr(pyssl_fast, "_cuda", emulated, raising=False)
