@@ -103,7 +103,7 @@ class ModelEMA(nn.Module):
     are averaged once. `optim.AdamW` and `optim.LARS` take it as their `ema`, and update it in the pass over the model.
 
     Args:
-        model: what is followed. Its copy is `module`.
+        model: what is followed. Its copy is `module`. An optimizer goes by the model that was followed last.
         momentum: m, 0 to 1: a number, or a Tensor with one element that is never waited for. `ema.momentum` may be set
             to another one at any time, to `cosine_momentum(step, …)` for one.
         buffers: "copy" the model's (running statistics of batch norms), "average" those of floating point and copy the
@@ -165,7 +165,7 @@ class ModelEMA(nn.Module):
         self._student = weakref.ref(student)
         self.pairs()
         self.register_state_dict_post_hook(_leave_out_shadow)
-        self.register_load_state_dict_post_hook(_rebuild_shadow)
+        self.register_load_state_dict_pre_hook(_fill_in_shadow)
 
     @property
     def momentum(self) -> float | Tensor:
@@ -218,6 +218,7 @@ class ModelEMA(nn.Module):
         student = unwrapped(model)
         if torch.compiler.is_compiling():
             return self._match(student)
+        self._student = weakref.ref(student)
         known = self._known.get(student)
         if known is None or not known[0].unchanged():
             known = _Members(student, self.module, self.shadow), self._match(student)
@@ -239,12 +240,13 @@ class ModelEMA(nn.Module):
             for name, t, s in _by_name("buffers", self.module.named_buffers(), student.named_buffers()):
                 average = self.buffers_policy == "average" and t.is_floating_point()
                 (averaged if average else copied).append((name, t, s))
-        shadows = (
-            {} if self.shadow is None else dict(chain(self.shadow.named_parameters(), self.shadow.named_buffers()))
-        )
-        targets = [(t, s) for _, t, s in copied if t is not s] + [
-            (shadows[name], s) for name, _, s in copied if shadows
-        ]
+        shadows: dict[str, Tensor] = {}
+        if self.shadow is not None:
+            shadows = dict(chain(self.shadow.named_parameters(), self.shadow.named_buffers()))
+        targets = [(t, s) for _, t, s in copied if t is not s]
+        targets += [(shadows[name], s) for name, _, s in copied if shadows]
+        if self.buffers_policy == "leave" and shadows:  # the shadow is what runs, and gathers statistics
+            targets += [(t, shadows[name]) for name, t in self.module.named_buffers()]
         converted = [(t, s) for t, s in targets if t.dtype != s.dtype]
         alike = [(t, s) for t, s in targets if t.dtype == s.dtype]
         return Pairs(
@@ -278,10 +280,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    return chain(module.named_parameters(), module.named_buffers())
-
-
 def _by_name(
     what: str, teacher: Iterable[tuple[str, Tensor]], student: Iterable[tuple[str, Tensor]]
 ) -> list[tuple[str, Tensor, Tensor]]:
@@ -309,14 +307,10 @@ def _leave_out_shadow(module: nn.Module, state: dict[str, Any], prefix: str, _: 
         del state[name]
 
 
-def _rebuild_shadow(module: ModelEMA, incompatible: Any) -> None:
-    missing = incompatible.missing_keys
-    missing[:] = [name for name in missing if not name.startswith("shadow.") and ".shadow." not in name]
-    if module.shadow is not None:
-        with torch.no_grad():
-            for to, of in (
-                (module.shadow.parameters(), module.module.parameters()),
-                (module.shadow.buffers(), module.module.buffers()),
-            ):
-                for x, source in zip(to, of, strict=True):
-                    x.copy_(source)
+def _fill_in_shadow(module: ModelEMA, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if module.shadow is None:
+        return
+    for name, x in module.shadow.state_dict().items():
+        source = state.get(f"{prefix}module.{name}")
+        if isinstance(source, Tensor):
+            state[f"{prefix}shadow.{name}"] = source.detach().to(x.dtype, copy=True)

@@ -48,10 +48,11 @@ def ema_update_(
     m = momentum_tensor(momentum)
     teachers, students = list(teacher), list(student)
     shadows = [] if shadow is None else list(shadow)
+    for name, of in (("student", students), ("shadow", shadows)):
+        if len(of) != len(teachers) and (of or name == "student"):
+            raise ValueError(f"{name} must have as many tensors as teacher, {len(teachers)}; got {len(of)}")
     if len({*map(id, teachers)}) < len(teachers):
         teachers, students, shadows = _distinct(teachers, students, shadows)
-    if len(students) != len(teachers):
-        raise ValueError(f"student must have as many tensors as teacher, {len(teachers)}; got {len(students)}")
     check_placements(teachers, students)
     for group in grouped({"teacher": teachers, "student": students, "shadow": shadows}):
         if group.lists[0]:
@@ -80,16 +81,16 @@ def momentum_tensor(momentum: float | Tensor) -> Tensor:
 def _distinct(teacher: list[Tensor], student: list[Tensor], shadow: list[Tensor]) -> tuple[list[Tensor], ...]:
     """Each teacher once: tied parameters come more often, with the same student."""
     found: dict[int, int] = {}
-    for i, t in enumerate(teacher[: len(student)]):
+    for i, t in enumerate(teacher):
         first = found.setdefault(id(t), i)
         if student[i] is not student[first]:
             raise ValueError(f"teacher[{i}] is teacher[{first}] too, but student[{i}] is not student[{first}]")
     keep = sorted(found.values())
-    return tuple([x[i] for i in keep if i < len(x)] for x in (teacher, student, shadow))
+    return tuple([x[i] for i in keep if x] for x in (teacher, student, shadow))
 
 
 def check_placements(teacher: list[Tensor], student: list[Tensor]) -> None:
-    if any(hasattr(x, "to_local") for x in (*teacher[:1], *student[:1])):
+    if any(hasattr(of, "to_local") for of in {*map(type, teacher), *map(type, student)}):
         for i, (t, s) in enumerate(zip(teacher, student, strict=False)):
             if placement(t) != placement(s):
                 raise ValueError(f"student[{i}] must be placed as teacher[{i}], {placement(t)}; got {placement(s)}")
@@ -112,8 +113,14 @@ def get_ema_multi_avg_fn(decay: float = 0.999) -> Callable[[Any, Any, Any], None
     """For `torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=…)`: takes the place of torch's function."""
     check_within("decay", decay, 0, 1)
 
+    @torch.no_grad()
     def average(averaged: Iterable[Tensor], current: Iterable[Tensor], _: Tensor | int) -> None:
-        ema_update_(averaged, current, decay)
+        pairs = list(zip(averaged, current, strict=True))
+        floats = [(a, c) for a, c in pairs if a.is_floating_point() or a.is_complex()]
+        ema_update_([a for a, _ in floats], [c for _, c in floats], decay)
+        for a, c in pairs:  # integer buffers, rounded as torch does
+            if not (a.is_floating_point() or a.is_complex()):
+                a.copy_(a * decay + c * (1 - decay))
 
     return average
 

@@ -36,7 +36,8 @@ class Group(NamedTuple):
             of, i = _leading([[x.dtype for x in of] for of in self.lists])
         else:
             of, i = _leading_of(tuple(of.signature for of in self.lists))
-        return backend.choose("multi_tensor", self.lists[of][i])
+        leading = self.lists[of][i]
+        return backend.choose("multi_tensor", leading if leading.is_floating_point() else leading.new_empty(0).float())
 
 
 def _leading(lists: Sequence[Sequence[torch.dtype]]) -> tuple[int, int]:
@@ -93,6 +94,9 @@ def _plain(name: str, tensors: list[Tensor]) -> TensorList:
             if not isinstance(x, Tensor):
                 raise TypeError(f"{name}[{i}] must be a Tensor; got {type(x).__name__}")
         tensors = [local(x) for x in tensors]
+        for i, x in enumerate(tensors):
+            if type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+                raise TypeError(f"{name}[{i}] must be a Tensor with memory of its own; got {type(x).__name__}")
     if not {*map(_get_layout, tensors)} <= {torch.strided}:
         i, x = next((i, x) for i, x in enumerate(tensors) if x.layout != torch.strided)
         raise TypeError(f"{name}[{i}] must be a dense Tensor; got layout {x.layout}")
@@ -113,8 +117,10 @@ def _real(x: Tensor) -> Tensor:
 
 def local(x: Tensor) -> Tensor:
     """The shard of a DTensor that this rank has; any other tensor as it is."""
-    shard = getattr(x, "to_local", None)
-    return x if shard is None else shard()
+    if hasattr(x, "to_local"):
+        x = x.to_local()
+    wait = getattr(x, "wait", None)  # of a gather that is under way
+    return x if wait is None else wait()
 
 
 def placement(x: Any) -> object:

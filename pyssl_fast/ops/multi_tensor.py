@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyssl_fast.backend import kernels
 from pyssl_fast.ops.registry import define
-
-_PLAIN = {Tensor, nn.Parameter}
 
 
 def _kernel(name: str) -> Callable[..., Any]:
@@ -29,8 +27,8 @@ def _kernel(name: str) -> Callable[..., Any]:
 
 
 def _call(name: str, written: Sequence[Sequence[Tensor]], arguments: Sequence[Any]) -> Any:
-    """The operator where something looks at the calls: a compiler, a subclass of Tensor. Else the kernel itself."""
-    if torch.compiler.is_compiling() or not {type(x) for of in written for x in of} <= _PLAIN:
+    """The operator where a compiler looks at the calls, else the kernel itself: `grouped` lets no others by."""
+    if torch.compiler.is_compiling():
         return getattr(torch.ops.pyssl_fast, name)(*arguments)
     for of in written:
         # So that backward notices, as after any operation in place. Before the kernel throws it all out of the cache:

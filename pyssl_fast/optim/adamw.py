@@ -11,10 +11,10 @@ from torch import Tensor
 from pyssl_fast.ema import ModelEMA
 from pyssl_fast.functional.lists import grouped
 from pyssl_fast.ops import multi_tensor
-from pyssl_fast.optim.common import Teacher, check_extras, gradient_factor, scalar
+from pyssl_fast.optim.common import Extras, Teacher, check_extras, gradient_factor, scalar
 
 
-class AdamW(torch.optim.AdamW):
+class AdamW(Extras, torch.optim.AdamW):
     """`torch.optim.AdamW` (Loshchilov and Hutter 2019), fused: all parameters, and their teachers, in one pass.
 
         ema = ModelEMA(model, momentum=0.996)
@@ -29,11 +29,12 @@ class AdamW(torch.optim.AdamW):
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize: as torch has them; lr may be a Tensor, on the device of
             the parameters, which is never waited for.
+        foreach, capturable, fused: torch's choices of an implementation, of which there is one here.
         ema: a teacher of the model whose parameters these are. Do not call its `update` yourself then: its other
             parameters and its buffers follow at the end of `step`.
         max_grad_norm: clip the gradients to this norm over all parameters, as `torch.nn.utils.clip_grad_norm_` does,
-            without another pass that writes them: `.grad` keeps what backward left. The norm before, [] float64, is in
-            `grad_norm`.
+            without another pass that writes them: `.grad` keeps what backward left. Infinity measures alone. The norm
+            before, [] float64, is in `grad_norm`.
     """
 
     grad_norm: Tensor
@@ -48,6 +49,9 @@ class AdamW(torch.optim.AdamW):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
         ema: ModelEMA | None = None,
         max_grad_norm: float | None = None,
     ) -> None:

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from pyssl_fast.ema import ModelEMA
 from pyssl_fast.ema.model import Pairs
 from pyssl_fast.ema.update import momentum_tensor
-from pyssl_fast.functional.checks import check_number
 from pyssl_fast.functional.lists import grouped
 from pyssl_fast.ops import multi_tensor
 
@@ -20,13 +19,24 @@ from pyssl_fast.ops import multi_tensor
 def check_extras(ema: ModelEMA | None, max_grad_norm: float | None) -> None:
     if ema is not None and not isinstance(ema, ModelEMA):
         raise TypeError(f"ema must be a ModelEMA; got {type(ema).__name__}")
-    if max_grad_norm is not None:
-        check_number("max_grad_norm", max_grad_norm)
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm must be above 0, infinity to measure alone; got {max_grad_norm}")
 
 
 def scalar(value: float | Tensor) -> Tensor:
     """[]: a number as it is, a Tensor without waiting for it."""
     return value.detach().reshape(()) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+class Extras:
+    """What ours have beside torch's: it goes along in copies and pickles."""
+
+    ema: ModelEMA | None
+    max_grad_norm: float | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        return {**state, "ema": self.ema, "max_grad_norm": self.max_grad_norm}
 
 
 class Teacher:

@@ -13,17 +13,18 @@ from pyssl_fast.ema import ModelEMA
 from pyssl_fast.functional.checks import check_number, check_within
 from pyssl_fast.functional.lists import grouped
 from pyssl_fast.ops import multi_tensor
-from pyssl_fast.optim.common import Teacher, check_extras, gradient_factor, scalar
+from pyssl_fast.optim.common import Extras, Teacher, check_extras, gradient_factor, scalar
 
 
-class LARS(Optimizer):
+class LARS(Extras, Optimizer):
     """SGD with a rate for every layer (You et al. 2017, equation 6), for large batches of SimCLR, BYOL, Barlow Twins.
 
         trust = η·‖p‖ / (‖g‖ + β·‖p‖ + ε), or 1 where ‖p‖ or ‖g‖ is 0
         u = trust·(g + β·p);  b ← μ·b + (1 − dampening)·u;  p ← p − lr·b
 
     The norms of a layer and its update follow each other in one pass: 20 to 28 bytes an element of float32, by how much
-    of a layer the cache holds, and 8 more with the teacher. A `torch.amp.GradScaler` may hold it, as `AdamW`.
+    of a layer the cache holds, and 8 more with the teacher. A `torch.amp.GradScaler` may hold it, as `AdamW`. The steps
+    of timm's and lightly's are those with exclude_bias_and_norm=False.
 
     Args:
         params: parameters, or groups of them.
@@ -31,10 +32,11 @@ class LARS(Optimizer):
             256 images. Warm-up and cosine: `torch.optim.lr_scheduler.LinearLR`, `CosineAnnealingLR`, `SequentialLR`.
         momentum: μ.
         weight_decay: β.
-        dampening, nesterov, maximize: as `torch.optim.SGD` has them.
+        dampening, nesterov, maximize: as `torch.optim.SGD` has them. (A first step that a GradScaler skips counts as
+            one: the next is dampened.)
         trust_coefficient: η.
         eps: ε.
-        trust_clip: trust is at most 1 / lr (LARC).
+        trust_clip: trust becomes min(trust / lr, 1), so that the rate of a layer is at most lr (LARC).
         exclude_bias_and_norm: parameters of one dimension or none, biases and those of norms, take a plain step: no
             weight decay, trust 1.
         always_adapt: adapt where weight_decay is 0 too; else such groups take a plain step, as timm's do.
@@ -84,10 +86,19 @@ class LARS(Optimizer):
             "joint_norm": joint_norm,
         }
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            _check(group)
         self.ema = ema
         self.max_grad_norm = max_grad_norm
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        _check(self.param_groups[-1])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of a checkpoint of torch's SGD, or of others' LARS, whose groups lack settings of ours."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

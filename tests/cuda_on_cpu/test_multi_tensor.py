@@ -69,7 +69,7 @@ def test_ema_within_contract(teacher: torch.dtype, student: torch.dtype, shadow:
     check(kernels, "ema_", cases.ema(teacher, student, shadow), EMA)
 
 
-@pytest.mark.parametrize("shift", [1, 3])
+@pytest.mark.parametrize("shift", [1, 2, 3, 4])
 def test_ema_of_unaligned_tensors(shift: int, kernels: ModuleType) -> None:
     # Every pair of dtypes, in one launch.
     check(kernels, "ema_", cases.ema(DTYPES, (F32, F32, F32, F16, F16, BF16, BF16), (BF16, F32), shift=shift), EMA)

@@ -107,6 +107,29 @@ def test_a_model_of_16_bits_has_a_float32_teacher_and_a_shadow() -> None:
     assert torch.equal(ema(images), ema.shadow(images))
 
 
+def test_copied_buffers_of_any_layout_beside_a_shadow() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("strided", torch.zeros(4, 6)[:, ::2])
+    model.register_buffer("images", torch.zeros(1, 2, 4, 4))
+    ema = ModelEMA(model, 0.5, shadow=torch.bfloat16)
+    ema.module.images = ema.module.images.to(memory_format=torch.channels_last)
+    model.strided += 7
+    model.images += 7
+    ema.update(model)
+    for of in (ema.module, ema.shadow):
+        assert {float(x) for x in (*of.strided.unique(), *of.images.unique())} == {7.0}
+
+
+def test_statistics_that_a_shadow_gathers_are_the_teachers() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    ema = ModelEMA(model, 0.5, buffers="leave", shadow=torch.bfloat16)
+    for _ in range(5):
+        ema(torch.randn(8, 3, dtype=torch.bfloat16) + 5)
+        ema.update(model)
+    assert (ema.module[0].running_mean > 1).all()
+    torch.testing.assert_close(ema.state_dict()["module.0.running_mean"], ema.shadow[0].running_mean.float())
+
+
 @pytest.mark.parametrize("frozen", ["average", "share", "skip"])
 def test_frozen_parameters(frozen: str) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
@@ -239,6 +262,8 @@ def test_the_state_dict_is_the_module_and_rebuilds_the_shadow() -> None:
         assert torch.equal(a, b)
     outer = nn.ModuleDict({"teacher": other})
     outer.load_state_dict({f"teacher.{name}": x for name, x in state.items()})
+    for a, b in zip(ema.shadow.parameters(), other.shadow.parameters(), strict=True):
+        assert torch.equal(a, b)
     with pytest.raises(RuntimeError, match="Missing key"):
         other.load_state_dict({name: x for name, x in state.items() if "conv" not in name})
 
@@ -254,6 +279,7 @@ def test_copies_and_pickles_go_on_by_themselves() -> None:
         other.update(model)
         torch.testing.assert_close(other.module.conv.weight, (before + model.conv.weight) / 2)
         assert torch.equal(ema.module.conv.weight, mine)
+        other.pairs()  # of the model that was followed last
         with pytest.raises(ValueError, match="the model that the teacher was made of is no more"):
             copy.deepcopy(other).pairs()
 

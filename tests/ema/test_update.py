@@ -152,6 +152,8 @@ def test_a_tied_teacher_is_updated_once() -> None:
     t, s = torch.zeros(3), torch.ones(3)
     ema_update_([t, t], [s, s], 0.5)
     assert t.tolist() == [0.5] * 3
+    with pytest.raises(ValueError, match="student must have as many tensors as teacher, 3; got 2"):
+        ema_update_([t, t, torch.zeros(3)], [s, s], 0.0)
     with pytest.raises(ValueError, match=r"teacher\[1\] is teacher\[0\] too, but student\[1\] is not student\[0\]"):
         ema_update_([t, t], [s, torch.ones(3)], 0.5)
 
@@ -225,6 +227,15 @@ def test_wrong_arguments_are_named_and_nothing_changes(
     assert X.tolist() == [0, 0, 0]
 
 
+def test_tensors_without_memory_are_named() -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    two = TwoTensor(torch.zeros(3), torch.zeros(3))
+    for lists in (([X], [two]), ([two], [X])):
+        with pytest.raises(TypeError, match="must be a Tensor with memory of its own; got TwoTensor"):
+            ema_update_(*lists, 0.5)
+
+
 def test_wrong_shadows_are_named() -> None:
     with pytest.raises(ValueError, match="shadow must have as many tensors as teacher, 1; got 2"):
         ema_update_([X], [X], 0.5, shadow=[X.clone(), X.clone()])
@@ -285,19 +296,21 @@ def test_update_momentum_is_lightlys() -> None:
     assert all(p.requires_grad for p in ours.parameters())
 
 
-def test_multi_avg_fn_is_torchs() -> None:
+@pytest.mark.parametrize("buffers", [False, True])
+def test_multi_avg_fn_is_torchs(buffers: bool) -> None:
     from torch.optim import swa_utils
 
     torch.manual_seed(0)
     model = network()
     ours, theirs = (
         swa_utils.AveragedModel(model, multi_avg_fn=make(0.9), use_buffers=buffers)
-        for make, buffers in ((get_ema_multi_avg_fn, False), (swa_utils.get_ema_multi_avg_fn, False))
+        for make in (get_ema_multi_avg_fn, swa_utils.get_ema_multi_avg_fn)
     )
     for _ in range(3):
         with torch.no_grad():
             for p in model.parameters():
                 p += torch.randn_like(p)
+            model[1].num_batches_tracked += 3
         ours.update_parameters(model)
         theirs.update_parameters(model)
     for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):

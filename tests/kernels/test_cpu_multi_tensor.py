@@ -143,6 +143,23 @@ def test_lars_over_steps_and_many_layers(options: dict[str, Any], isa: str) -> N
     check(kernels, "lars_", cases.lars(sizes=sizes, shift=1, **options), LARS, steps=3)
 
 
+@pytest.mark.parametrize("distance", [1e-3, 1e-6, 1e-7])
+def test_lars_joint_norm_of_a_gradient_against_the_decay(distance: float, isa: str) -> None:
+    # Where g is nearly −β·p, a total less its parts would leave nothing of their sum.
+    torch.manual_seed(0)
+    p = torch.randn(40_000)
+    g = (-0.1 * p * (1 + distance * torch.randn(40_000).double())).float()
+    arguments = cases.lars(sizes=[40_000], joint=True, weight_decay=0.1, trust_coefficient=1.0)
+    check(kernels, "lars_", {**arguments, "parameters": [p], "gradients": [g]}, LARS)
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.3])
+def test_lars_clips_its_trust_at_any_rate(lr: float, isa: str) -> None:
+    arguments = cases.lars(sizes=SIZES, trust_clip=True, lr=torch.tensor(lr))
+    ours = check(kernels, "lars_", arguments, LARS)
+    assert all(x.isfinite().all() for x in ours["parameters"])
+
+
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("which", ["parameters", "gradients"])
 @pytest.mark.parametrize("lr", [0.3, 2.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -136,11 +137,13 @@ each_optimizer = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_the_teacher_goes_along_as_if_updated_afterwards(make, backend: str, shadow: torch.dtype | None) -> None:
     together, apart = network(), network()
     for model in (together, apart):
-        model[0].requires_grad_(False)  # without a gradient, and moved by hand below: must be followed too
+        model[0].requires_grad_(False)  # moved by hand, without a gradient: followed all the same
     emas = [ModelEMA(model, 0.9, buffers="average", shadow=shadow) for model in (together, apart)]
     with use_backend(backend):
         optimizer = make(together, ema=emas[0])
+        move(together)
         train(together, optimizer, 4)
+        move(apart)
         train(apart, make(apart), 4, after=lambda: emas[1].update(apart))
     for of in ("module", "shadow") if shadow else ("module",):
         states = [getattr(ema, of).state_dict() for ema in emas]
@@ -150,6 +153,12 @@ def test_the_teacher_goes_along_as_if_updated_afterwards(make, backend: str, sha
             )
     start = network().state_dict()
     assert not torch.equal(emas[0].module.state_dict()["1.weight"], start["1.weight"])
+
+
+def move(model: nn.Module) -> None:
+    with torch.no_grad():
+        for p in model[0].parameters():
+            p += 1
 
 
 @each_optimizer
@@ -313,6 +322,35 @@ def test_backward_notices_a_step_in_between() -> None:
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         second.backward()
+
+
+@each_optimizer
+def test_copies_and_pickles_go_on(make) -> None:
+    model = network()
+    optimizer = make(model, ema=ModelEMA(model, 0.5), max_grad_norm=0.1)
+    train(model, optimizer, 2)
+    both = copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))
+    train_from(model, optimizer, range(2))
+    for other, its in both:
+        assert its.ema is not optimizer.ema and its.max_grad_norm == 0.1
+        its.ema.pairs(other)
+        train_from(other, its, range(2))
+        assert_close(other, model, atol=1e-7)
+        assert_close(its.ema.module, optimizer.ema.module, atol=1e-7)
+
+
+def test_lars_warms_up_from_nothing_and_takes_sgds_checkpoint() -> None:
+    ours, theirs = network(), network()
+    optimizer = LARS(ours.parameters(), 0.0, weight_decay=1e-4, trust_clip=True)
+    train(ours, optimizer, 2)
+    assert_close(ours, theirs, atol=0)
+    sgd = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
+    train(theirs, sgd, 2)
+    optimizer.load_state_dict(saved(sgd))
+    train(ours, optimizer, 2)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    with pytest.raises(ValueError, match="momentum must be"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))], "momentum": math.nan})
 
 
 @each_optimizer

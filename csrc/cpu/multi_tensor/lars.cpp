@@ -10,7 +10,7 @@ namespace pyssl::PYSSL_ISA {
 namespace {
 
 struct Sums {
-  double pp = 0, gg = 0, gp = 0;
+  double pp = 0, gg = 0, dd = 0;  // squares of p, g, and of what decay makes of g
 };
 
 // The norms of one layer: summed by chunks, on any threads, and then over these in order by the thread that ends last.
@@ -20,36 +20,37 @@ struct Layer {
   float trust = 1;
 };
 
-Sums sums(const float* p, const float* g, int64_t count) {
-  vd pp = {}, gg = {}, gp = {};
+Sums sums(const float* p, const float* g, int64_t count, double factor, double decay) {
+  vd pp = {}, gg = {}, dd = {};
   int64_t k = 0;
   for (; k + kWide <= count; k += kWide) {
     const vd x = widen(p + k), y = widen(g + k);
     pp += x * x;
     gg += y * y;
-    gp += x * y;
+    const vd d = set(factor) * y + set(decay) * x;
+    dd += d * d;
   }
   Sums sum;
-  for (int l = 0; l < kWide; ++l) sum.pp += pp[l], sum.gg += gg[l], sum.gp += gp[l];
+  for (int l = 0; l < kWide; ++l) sum.pp += pp[l], sum.gg += gg[l], sum.dd += dd[l];
   for (; k < count; ++k) {
     sum.pp += double(p[k]) * p[k];
     sum.gg += double(g[k]) * g[k];
-    sum.gp += double(g[k]) * p[k];
+    const double d = factor * g[k] + decay * p[k];
+    sum.dd += d * d;
   }
   return sum;
 }
 
 float trust_of(const Lars& a, const Sums& sum) {
   const double norm = std::sqrt(sum.pp), gradient = std::abs(a.factor) * std::sqrt(sum.gg), decay = a.weight_decay;
-  double below = gradient + decay * norm;
-  if (a.joint) {
-    const double square = a.factor * a.factor * sum.gg + 2 * a.factor * decay * sum.gp + decay * decay * sum.pp;
-    below = square < 0 ? 0 : std::sqrt(square);  // a NaN stays one
-  }
+  const double below = a.joint ? std::sqrt(sum.dd) : gradient + decay * norm;
   const bool none = norm == 0 || (a.joint ? below : gradient) == 0;
   double trust = none ? 1 : a.trust_coefficient * norm / (below + a.eps);
-  if (a.trust_clip && trust > a.lr) trust = a.lr;
-  return static_cast<float>(a.trust_clip ? trust / a.lr : trust);
+  if (a.trust_clip) {
+    trust /= a.lr;
+    if (trust > 1) trust = 1;  // a NaN stays one
+  }
+  return static_cast<float>(trust);
 }
 
 // One chunk to measure, to change, or both.
@@ -112,15 +113,16 @@ void lars(const Lars& a) {
     Sums sum;
     for_each_block(chunk, [&](int64_t first, int64_t count) {
       Buffer buffers[2];
-      const Sums more = sums(parameter.read(first, count, buffers[0]), gradient.read(first, count, buffers[1]), count);
-      sum.pp += more.pp, sum.gg += more.gg, sum.gp += more.gp;
+      const Sums more = sums(parameter.read(first, count, buffers[0]), gradient.read(first, count, buffers[1]), count,
+                             a.factor, a.weight_decay);
+      sum.pp += more.pp, sum.gg += more.gg, sum.dd += more.dd;
     });
     partial[chunks.begin(chunk.entry) + chunk.number] = sum;
     Layer& layer = layers[chunk.entry];
     if (layer.measured.fetch_add(1, std::memory_order_acq_rel) + 1 < chunks.of(chunk.entry)) return;
     Sums total;
     for (int64_t c = chunks.begin(chunk.entry); c < chunks.begin(chunk.entry + 1); ++c)
-      total.pp += partial[c].pp, total.gg += partial[c].gg, total.gp += partial[c].gp;
+      total.pp += partial[c].pp, total.gg += partial[c].gg, total.dd += partial[c].dd;
     layer.trust = trust_of(a, total);
     layer.ready.store(true, std::memory_order_release);
   };

@@ -34,8 +34,8 @@ def ema_(
         float(momentum),
         torch.get_num_threads(),
     )
-    write_back(layout, teacher, lists[0])
     write_back(layout, shadow, lists[2])
+    write_back(layout, teacher, lists[0])  # last: what is copied is among the shadows too, as it was
 
 
 def square_sum(tensors: Sequence[Tensor]) -> Tensor:

@@ -28,12 +28,13 @@ def _in_host_memory(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _scalar(x: Tensor | None, absent: float = 0.0) -> _cuda.Scalar:
-    """x [] by value from the CPU; from the device by its pointer, which must outlive the call, in stream order."""
+def _scalar(x: Tensor | None, like: Tensor, absent: float = 0.0) -> _cuda.Scalar:
+    """x [] by value from the CPU; else by its pointer on the device of `like`, which stays valid in stream order."""
     if x is None:
         return absent, 0, False
     if _in_host_memory(x):
         return x.item(), 0, False
+    x = x.to(like.device, x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float64)
     return 0.0, x.data_ptr(), x.dtype == torch.float64
 
 
@@ -49,9 +50,9 @@ def ema_(
         shadow = [*shadow, *teacher[averaged:]]  # what is copied shadows itself
     lists, layout = flat(teacher, student, shadow)
     sizes, _ = _layout(layout, averaged)
-    _cuda.ema(sizes, [addresses(x) for x in lists], averaged, _scalar(momentum), _stream(teacher[0]))
-    write_back(layout, teacher, lists[0])
+    _cuda.ema(sizes, [addresses(x) for x in lists], averaged, _scalar(momentum, teacher[0]), _stream(teacher[0]))
     write_back(layout, shadow, lists[2])
+    write_back(layout, teacher, lists[0])  # last: what is copied is among the shadows too, as it was
 
 
 def square_sum(tensors: Sequence[Tensor]) -> Tensor:
@@ -90,10 +91,10 @@ def adamw_(
         sizes,
         [addresses(x) for x in lists],
         addresses(steps),
-        _scalar(ema_momentum),
-        _scalar(lr),
-        _scalar(factor, absent=1.0),
-        _scalar(found_inf),
+        _scalar(ema_momentum, parameters[0]),
+        _scalar(lr, parameters[0]),
+        _scalar(factor, parameters[0], absent=1.0),
+        _scalar(found_inf, parameters[0]),
         beta1,
         beta2,
         eps,
@@ -138,10 +139,10 @@ def lars_(
         [addresses(x) for x in lists],
         adapted,
         fresh,
-        _scalar(ema_momentum),
-        _scalar(lr),
-        _scalar(factor, absent=1.0),
-        _scalar(found_inf),
+        _scalar(ema_momentum, parameters[0]),
+        _scalar(lr, parameters[0]),
+        _scalar(factor, parameters[0], absent=1.0),
+        _scalar(found_inf, parameters[0]),
         momentum,
         dampening,
         weight_decay,
