@@ -61,9 +61,7 @@ class TensorList(list[Any]):
 
     @property
     def addresses(self) -> list[int]:
-        if self._memory is None:
-            self._memory = self._look()
-        return self._memory[0]
+        return list(map(Tensor.data_ptr, self)) if self._memory is None else self._memory[0]
 
     def _look(self) -> _Memory:
         contiguous = list(map(Tensor.is_contiguous, self))
