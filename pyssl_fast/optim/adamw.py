@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor
 from pyssl_fast.ema import ModelEMA
 from pyssl_fast.functional.lists import grouped
 from pyssl_fast.ops import multi_tensor
-from pyssl_fast.optim.common import Extras, Teacher, check_extras, gradient_factor, scalar
+from pyssl_fast.optim.common import Stepping, check_extras, scalar
 
 
-class AdamW(Extras, torch.optim.AdamW):
+class AdamW(Stepping, torch.optim.AdamW):
     """`torch.optim.AdamW` (Loshchilov and Hutter 2019), fused: all parameters, and their teachers, in one pass.
 
         ema = ModelEMA(model, momentum=0.996)
@@ -36,8 +35,6 @@ class AdamW(Extras, torch.optim.AdamW):
             without another pass that writes them: `.grad` keeps what backward left. Infinity measures alone. The norm
             before, [] float64, is in `grad_norm`.
     """
-
-    grad_norm: Tensor
 
     def __init__(
         self,
@@ -61,37 +58,13 @@ class AdamW(Extras, torch.optim.AdamW):
         self.ema = ema
         self.max_grad_norm = max_grad_norm
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step. closure: reevaluates the model and gives the loss, which comes back.
-
-        Raises:
-            TypeError: a sparse gradient.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with_gradient = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        factor = None
-        if any(with_gradient):
-            gradients = [p.grad for parameters in with_gradient for p in parameters]
-            factor = gradient_factor(self, gradients, self.max_grad_norm)
-        teacher = Teacher(self.ema)
-        for group, parameters in zip(self.param_groups, with_gradient, strict=True):
-            for indices, teachers, shadows in teacher.split(parameters):
-                if indices:
-                    self._step_of(group, [parameters[i] for i in indices], teachers, shadows, teacher.momentum, factor)
-        teacher.finish()
-        return loss
-
     def _step_of(
         self,
         group: dict[str, Any],
         parameters: list[Tensor],
         teachers: list[Tensor],
         shadows: list[Tensor],
-        momentum: Tensor,
+        ema_momentum: Tensor,
         factor: Tensor | None,
     ) -> None:
         states = [self._state_of(p, group["amsgrad"]) for p in parameters]
@@ -111,7 +84,7 @@ class AdamW(Extras, torch.optim.AdamW):
                 [states[i]["step"] for i in found.entries],
                 *found.lists[5:],
                 scalar(group["lr"]),
-                momentum,
+                ema_momentum,
                 factor,
                 getattr(self, "found_inf", None),
                 float(beta1),

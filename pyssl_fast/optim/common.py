@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,17 +26,6 @@ def check_extras(ema: ModelEMA | None, max_grad_norm: float | None) -> None:
 def scalar(value: float | Tensor) -> Tensor:
     """[]: a number as it is, a Tensor without waiting for it."""
     return value.detach().reshape(()) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-
-
-class Extras:
-    """What ours have beside torch's: it goes along in copies and pickles."""
-
-    ema: ModelEMA | None
-    max_grad_norm: float | None
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: Any = super().__getstate__()
-        return {**state, "ema": self.ema, "max_grad_norm": self.max_grad_norm}
 
 
 class Teacher:
@@ -67,7 +56,52 @@ class Teacher:
             self.ema.follow(self._pairs.only(i for i in range(self._pairs.averaged) if i not in self._done))
 
 
-def gradient_factor(optimizer: Optimizer, gradients: list[Tensor], max_norm: float | None) -> Tensor | None:
+class Stepping(Optimizer):
+    """A step, with what ours have beside torch's: the teacher and the clipping, which copies and pickles keep."""
+
+    ema: ModelEMA | None
+    max_grad_norm: float | None
+    grad_norm: Tensor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "ema": self.ema, "max_grad_norm": self.max_grad_norm}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. closure: reevaluates the model and gives the loss, which comes back.
+
+        Raises:
+            TypeError: a sparse gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with_gradient = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        gradients = [p.grad for parameters in with_gradient for p in parameters]
+        factor = gradient_factor(self, gradients, self.max_grad_norm) if gradients else None
+        teacher = Teacher(self.ema)
+        for group, parameters in zip(self.param_groups, with_gradient, strict=True):
+            for indices, teachers, shadows in teacher.split(parameters):
+                if indices:
+                    self._step_of(group, [parameters[i] for i in indices], teachers, shadows, teacher.momentum, factor)
+        teacher.finish()
+        return loss
+
+    def _step_of(
+        self,
+        group: dict[str, Any],
+        parameters: list[Tensor],
+        teachers: list[Tensor],
+        shadows: list[Tensor],
+        ema_momentum: Tensor,
+        factor: Tensor | None,
+    ) -> None:
+        """Of parameters with gradients, of one group, all of which have a teacher or none has."""
+        raise NotImplementedError
+
+
+def gradient_factor(optimizer: Stepping, gradients: list[Tensor], max_norm: float | None) -> Tensor | None:
     """What the gradients are multiplied by: 1 / the scale of a GradScaler, and what clips their norm; None: 1.
 
     Leaves the norm, of gradients without the scale, in `optimizer.grad_norm`. Nothing is waited for.
@@ -79,7 +113,7 @@ def gradient_factor(optimizer: Optimizer, gradients: list[Tensor], max_norm: flo
     norm = total_norm(gradients)
     if factor is not None:
         norm = norm * factor.to(norm.device)
-    optimizer.grad_norm = norm  # type: ignore[attr-defined]
+    optimizer.grad_norm = norm
     clip = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
     return clip if factor is None else clip * factor.to(clip.device)
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from pyssl_fast.ema import ModelEMA
 from pyssl_fast.functional.checks import check_number, check_within
 from pyssl_fast.functional.lists import grouped
 from pyssl_fast.ops import multi_tensor
-from pyssl_fast.optim.common import Extras, Teacher, check_extras, gradient_factor, scalar
+from pyssl_fast.optim.common import Stepping, check_extras, scalar
 
 
-class LARS(Extras, Optimizer):
+class LARS(Stepping):
     """SGD with a rate for every layer (You et al. 2017, equation 6), for large batches of SimCLR, BYOL, Barlow Twins.
 
         trust = η·‖p‖ / (‖g‖ + β·‖p‖ + ε), or 1 where ‖p‖ or ‖g‖ is 0
@@ -49,7 +47,6 @@ class LARS(Extras, Optimizer):
     """
 
     _step_supports_amp_scaling = True
-    grad_norm: Tensor
 
     def __init__(
         self,
@@ -99,24 +96,6 @@ class LARS(Extras, Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step. closure: reevaluates the model and gives the loss, which comes back."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with_gradient = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        gradients = [p.grad for parameters in with_gradient for p in parameters]
-        factor = gradient_factor(self, gradients, self.max_grad_norm) if gradients else None
-        teacher = Teacher(self.ema)
-        for group, parameters in zip(self.param_groups, with_gradient, strict=True):
-            for indices, teachers, shadows in teacher.split(parameters):
-                if indices:
-                    self._step_of(group, [parameters[i] for i in indices], teachers, shadows, teacher.momentum, factor)
-        teacher.finish()
-        return loss
 
     def _step_of(
         self,
