@@ -23,7 +23,7 @@ class SimSiam(PredictedViews):
     @dataclass(frozen=True)
     class Options(PredictedViews.Options):
         embedding_dim: int = option(512, "Length of the embeddings; the predictor's hidden layer is a quarter of it.")
-        output_norm: bool = option(True, "Batch norm on the embeddings, which holds a collapse off for long.")
+        output_norm: bool = option(True, "Batch norm on the embeddings, which holds a collapse up.")
 
     @staticmethod
     def head(features: int, options: Any) -> nn.Module:
