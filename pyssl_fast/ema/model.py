@@ -124,7 +124,7 @@ class ModelEMA(nn.Module):
 
     module: nn.Module
     shadow: nn.Module | None
-    _student: weakref.ref[nn.Module] | None  # that it was made of
+    _student: weakref.ref[nn.Module] | None  # that was followed last
     _known: weakref.WeakKeyDictionary[nn.Module, tuple[_Members, Pairs]]  # the last student's
 
     def __init__(

@@ -85,7 +85,6 @@ class TensorList(list[Any]):
 
 
 def signature(tensors: Sequence[Tensor]) -> Signature:
-    """Raises RuntimeError if one of them is not dense."""
     return (tensors if isinstance(tensors, TensorList) else TensorList(tensors)).signature if tensors else _NOTHING
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 if importlib.util.find_spec("pyssl_fast._cuda") is None:
-    pytest.skip("pyssl_fast._cuda is not built: there was no nvcc", allow_module_level=True)
+    pytest.skip("pyssl_fast._cuda is not built here: no nvcc 12.8 or newer was found", allow_module_level=True)
 if importlib.util.find_spec("triton") is None:
     pytest.skip("cuobjdump comes with Triton, which is not installed", allow_module_level=True)
 

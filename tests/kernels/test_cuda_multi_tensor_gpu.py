@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 if importlib.util.find_spec("pyssl_fast._cuda") is None:
-    pytest.skip("pyssl_fast._cuda is not built: there was no nvcc", allow_module_level=True)
+    pytest.skip("pyssl_fast._cuda is not built here: no nvcc 12.8 or newer was found", allow_module_level=True)
 
 import torch
 

@@ -61,7 +61,7 @@ struct Item {
 
 // A layer of one chunk is measured and changed at once. Of a larger one all chunks are measured first, and then changed,
 // backwards: what was read last is in the cache still. In between others are measured, of kAhead elements in all, so that
-// nobody waits for a layer's last chunk; of 128 to 512 thousand elements that takes 13.9 ms to 11 for 25 million.
+// nobody waits for a layer's last chunk: layers of 131 thousand elements, 25 million in all, take 11.8 ms and not 13.9.
 constexpr int64_t kAhead = 1 << 19;
 
 std::vector<Item> order(const Lars& a, const Chunks& chunks) {

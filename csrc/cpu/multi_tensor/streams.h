@@ -9,8 +9,8 @@
 
 namespace pyssl::PYSSL_ISA {
 
-constexpr int64_t kChunk = 1 << 15;  // elements that a thread claims at once: 6 µs of the fewest bytes at 20 GB/s
-constexpr int64_t kBlock = 1024;     // elements that are worked on at once: buffers of nine streams fit the L1 cache
+constexpr int64_t kChunk = 1 << 15;  // elements that a thread claims at once: of an EMA, 20 µs at 20 GB/s
+constexpr int64_t kBlock = 1024;     // elements that are worked on at once: six buffers, the most, fit the L1 cache
 
 using Buffer = float[kBlock];
 
@@ -99,7 +99,7 @@ static inline void interpolate(float* x, const float* near, const float* far, in
 // teacher ← student + momentum·(teacher − student), from the nearer end: exactly the teacher where both are equal, and
 // exactly the student for a momentum of 0. A weight up to 1/8 multiplies the difference's rounding by as little, so that
 // float32 gives what float64 does within one rounding. In between it takes float64: 5 instead of 3 operations for half
-// as many elements, which one core alone feels (7.4 ms for 25.6 million instead of 6.6).
+// as many elements, which one core alone feels (7.8 ms for 25.6 million from bfloat16 instead of 5.8).
 static inline void follow(float* teacher, const float* student, int64_t count, double momentum) {
   const double weight = 1 - momentum;
   if (weight <= 0.125)
