@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "../cpu/dispatch.h"
+#include "tensors.h"
 
 namespace py = pybind11;
 using pyssl::Dtype;
@@ -326,6 +327,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("spread_backward", &spread_backward, py::arg("x"), py::arg("centres"), py::arg("grad_distance"),
         py::arg("grad"), py::arg("threads"));
 
+  m.def("prefetch", &pyssl::prefetch, py::arg("objects"));
+  m.def("members", &pyssl::members, py::arg("dicts"));
+  py::class_<pyssl::Torch>(m, "Torch")
+      .def(py::init<const std::vector<Pointer>&, py::handle, Pointer, py::type>(), py::arg("functions"),
+           py::arg("probe"), py::arg("cdata"), py::arg("tensor"))
+      .def("look", &pyssl::Torch::look, py::arg("tensors"));
   py::class_<Layout>(m, "Layout")
       .def(py::init<std::vector<int64_t>, const std::vector<std::vector<int>>&>(), py::arg("counts"),
            py::arg("dtypes"));

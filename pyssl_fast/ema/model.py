@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyssl_fast.ema.update import check_placements, momentum_tensor, run
+from pyssl_fast.ema.update import check_placements, checked_momentum, run
 from pyssl_fast.functional.checks import check_choice
 from pyssl_fast.functional.lists import Group, grouped
+from pyssl_fast.kernels.flat import Members
 
 BUFFERS = ("copy", "average", "leave")
 FROZEN = ("average", "share", "skip")
@@ -73,21 +74,10 @@ class Pairs:
         return replace(self, teacher=teacher, student=student, shadow=shadow, _groups=[])
 
 
-class _Members:
-    """What modules and all inside them hold, by which a change is noticed."""
-
-    def __init__(self, *modules: nn.Module | None) -> None:
-        inside = [m for module in modules if module is not None for m in module.modules()]
-        dicts: list[dict[str, Any]] = [d for m in inside for d in (m._parameters, m._buffers, m._modules)]
-        self._empty = [d for d in dicts if not d]
-        self._dicts = [d for d in dicts if d]
-        self._seen = self._look()
-
-    def _look(self) -> tuple[list[int], list[str]]:
-        return list(map(id, chain.from_iterable(map(dict.values, self._dicts)))), list(chain.from_iterable(self._dicts))
-
-    def unchanged(self) -> bool:
-        return not any(self._empty) and self._seen == self._look()
+def _members(*modules: nn.Module | None) -> Members:
+    """What modules and all inside them hold."""
+    inside = [m for module in modules if module is not None for m in module.modules()]
+    return Members(d for m in inside for d in (m._parameters, m._buffers, m._modules))
 
 
 class ModelEMA(nn.Module):
@@ -125,7 +115,7 @@ class ModelEMA(nn.Module):
     module: nn.Module
     shadow: nn.Module | None
     _student: weakref.ref[nn.Module] | None  # that was followed last
-    _known: weakref.WeakKeyDictionary[nn.Module, tuple[_Members, Pairs]]  # the last student's
+    _known: weakref.WeakKeyDictionary[nn.Module, tuple[Members, Pairs]]  # the last student's
 
     def __init__(
         self,
@@ -173,7 +163,7 @@ class ModelEMA(nn.Module):
 
     @momentum.setter
     def momentum(self, value: float | Tensor) -> None:
-        momentum_tensor(value)
+        checked_momentum(value)
         self._momentum = value
 
     def forward(self, *arguments: Any, **settings: Any) -> Any:
@@ -202,7 +192,7 @@ class ModelEMA(nn.Module):
 
     def follow(self, pairs: Pairs, momentum: float | Tensor | None = None) -> None:
         """One step of these tensors: for optimizers, which have done the others."""
-        m = momentum_tensor(self._momentum if momentum is None else momentum)
+        m = checked_momentum(self._momentum if momentum is None else momentum)
         for group in pairs.groups():
             if group.lists[0]:
                 run(group, m)
@@ -221,7 +211,7 @@ class ModelEMA(nn.Module):
         self._student = weakref.ref(student)
         known = self._known.get(student)
         if known is None or not known[0].unchanged():
-            known = _Members(student, self.module, self.shadow), self._match(student)
+            known = _members(student, self.module, self.shadow), self._match(student)
             self._known.clear()
             self._known[student] = known
         pairs = known[1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyssl_fast.functional.checks import check_within
 from pyssl_fast.functional.lists import Group, grouped, placement
-from pyssl_fast.kernels.flat import Signature
+from pyssl_fast.kernels.flat import Signature, gathered
 from pyssl_fast.ops import multi_tensor
 
 
@@ -45,9 +45,9 @@ def ema_update_(
             teacher of two students.
         RuntimeError: a backend was asked for that cannot run on these tensors.
     """
-    m = momentum_tensor(momentum)
-    teachers, students = list(teacher), list(student)
-    shadows = [] if shadow is None else list(shadow)
+    m = checked_momentum(momentum)
+    teachers, students = gathered(teacher), gathered(student)
+    shadows = [] if shadow is None else gathered(shadow)
     for name, of in (("student", students), ("shadow", shadows)):
         if len(of) != len(teachers) and (of or name == "student"):
             raise ValueError(f"{name} must have as many tensors as teacher, {len(teachers)}; got {len(of)}")
@@ -59,7 +59,7 @@ def ema_update_(
             run(group, m)
 
 
-def run(group: Group, momentum: Tensor) -> None:
+def run(group: Group, momentum: float | Tensor) -> None:
     """One step of teacher, student and shadow, checked before. momentum: []."""
     teacher, student, shadow = group.lists
     averaged = len(teacher) - group.copied
@@ -70,12 +70,14 @@ def run(group: Group, momentum: Tensor) -> None:
         _warn_of_standstill(teacher.signature, averaged)
 
 
-def momentum_tensor(momentum: float | Tensor) -> Tensor:
-    """m as [], checked."""
+def checked_momentum(momentum: float | Tensor) -> float | Tensor:
     check_within("momentum", momentum, 0, 1)
-    if isinstance(momentum, Tensor):
-        return momentum.detach().reshape(())
-    return torch.tensor(momentum, dtype=torch.float64)
+    return detached(momentum)
+
+
+def detached(value: float | Tensor) -> float | Tensor:
+    """A number, or a Tensor [] that is not waited for."""
+    return value.detach().reshape(()) if isinstance(value, Tensor) else value
 
 
 def _distinct(teacher: list[Tensor], student: list[Tensor], shadow: list[Tensor]) -> tuple[list[Tensor], ...]:

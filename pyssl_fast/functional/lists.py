@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyssl_fast import backend
-from pyssl_fast.kernels.flat import Signature, TensorList
+from pyssl_fast.kernels.flat import Signature, TensorList, gathered
 
 _PLAIN = {Tensor, nn.Parameter}
-_get_layout = Tensor.layout.__get__  # type: ignore[attr-defined]
 
 
 class Group(NamedTuple):
@@ -63,7 +63,8 @@ def grouped(lists: Mapping[str, Iterable[Tensor]], copied: int = 0) -> list[Grou
     Complex tensors come as pairs of real ones, DTensors as their local shards.
 
     Args:
-        lists: by name; the first sets the shapes and the devices, and the others have as many tensors, or none.
+        lists: by name; the first sets the shapes and the devices, and the others have as many tensors, or none. Those
+            that `lasting` made are looked at again, and not checked.
         copied: so many at the end of each list may be of any dtype, the same in all lists.
 
     Raises:
@@ -78,7 +79,7 @@ def grouped(lists: Mapping[str, Iterable[Tensor]], copied: int = 0) -> list[Grou
             Group(tuple([of[i] for i in group if of] for of in traced), at_end, group)  # type: ignore[misc]
             for group, at_end in _groups(names, entries, copied)
         ]
-    found = [_plain(name, list(tensors)) for name, tensors in lists.items()]
+    found = [_plain(name, tensors) for name, tensors in lists.items()]
     groups = _groups_of(names, tuple(tensors.signature for tensors in found), copied)
     if len(groups) == 1:
         return [Group(tuple(found), copied, groups[0][0])]
@@ -88,7 +89,20 @@ def grouped(lists: Mapping[str, Iterable[Tensor]], copied: int = 0) -> list[Grou
     ]
 
 
-def _plain(name: str, tensors: list[Tensor]) -> TensorList:
+def lasting(name: str, tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors, checked, as a list to be used again and again.
+
+    They come back as they are where what is used is made anew each time, as shards are and real views of complex ones.
+    """
+    found = _plain(name, tensors)
+    return found if all(map(operator.is_, found, tensors)) else tensors
+
+
+def _plain(name: str, given: Iterable[Tensor]) -> TensorList:
+    if isinstance(given, TensorList):
+        given.refresh()
+        return given
+    tensors = gathered(given)
     if not {*map(type, tensors)} <= _PLAIN:
         for i, x in enumerate(tensors):
             if not isinstance(x, Tensor):
@@ -97,11 +111,15 @@ def _plain(name: str, tensors: list[Tensor]) -> TensorList:
         for i, x in enumerate(tensors):
             if type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
                 raise TypeError(f"{name}[{i}] must be a Tensor with memory of its own; got {type(x).__name__}")
-    if not {*map(_get_layout, tensors)} <= {torch.strided}:
-        i, x = next((i, x) for i, x in enumerate(tensors) if x.layout != torch.strided)
-        raise TypeError(f"{name}[{i}] must be a dense Tensor; got layout {x.layout}")
     found = TensorList(tensors)
-    if _any_complex(found.signature):
+    try:
+        signature = found.signature
+    except RuntimeError:
+        for i, x in enumerate(tensors):
+            if x.layout != torch.strided:
+                raise TypeError(f"{name}[{i}] must be a dense Tensor; got layout {x.layout}") from None
+        raise
+    if _any_complex(signature):
         return TensorList(map(_real, tensors))
     return found
 

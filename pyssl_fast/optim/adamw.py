@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pyssl_fast.ema import ModelEMA
+from pyssl_fast.ema.update import detached
 from pyssl_fast.functional.lists import grouped
 from pyssl_fast.ops import multi_tensor
-from pyssl_fast.optim.common import Stepping, check_extras, scalar
+from pyssl_fast.optim.common import Part, Stepping, check_extras
 
 
 class AdamW(Stepping, torch.optim.AdamW):
@@ -58,32 +59,38 @@ class AdamW(Stepping, torch.optim.AdamW):
         self.ema = ema
         self.max_grad_norm = max_grad_norm
 
+    def _names_of_state(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []))
+
+    def _state_of(self, parameter: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+        if not self.state[parameter]:
+            self.state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        return super()._state_of(parameter, names)
+
     def _step_of(
         self,
         group: dict[str, Any],
-        parameters: list[Tensor],
-        teachers: list[Tensor],
-        shadows: list[Tensor],
-        ema_momentum: Tensor,
+        part: Part,
+        gradients: list[Tensor],
+        ema_momentum: float | Tensor,
         factor: Tensor | None,
     ) -> None:
-        states = [self._state_of(p, group["amsgrad"]) for p in parameters]
         lists = {
-            "parameters": parameters,
-            "gradients": [p.grad for p in parameters if p.grad is not None],
-            "exp_avg": [state["exp_avg"] for state in states],
-            "exp_avg_sq": [state["exp_avg_sq"] for state in states],
-            "max_exp_avg_sq": [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
-            "teacher": teachers,
-            "shadow": shadows,
+            "parameters": part.parameters,
+            "gradients": gradients,
+            "exp_avg": part.state["exp_avg"],
+            "exp_avg_sq": part.state["exp_avg_sq"],
+            "max_exp_avg_sq": part.state.get("max_exp_avg_sq", []),
+            "teacher": part.teachers,
+            "shadow": part.shadows,
         }
         beta1, beta2 = group["betas"]
         for found in grouped(lists):
             multi_tensor.adamw_(
                 *found.lists[:5],
-                [states[i]["step"] for i in found.entries],
+                [part.state["step"][i] for i in found.entries],
                 *found.lists[5:],
-                scalar(group["lr"]),
+                detached(group["lr"]),
                 ema_momentum,
                 factor,
                 getattr(self, "found_inf", None),
@@ -94,16 +101,6 @@ class AdamW(Stepping, torch.optim.AdamW):
                 bool(group["maximize"]),
                 found.backend,
             )
-
-    def _state_of(self, parameter: Tensor, amsgrad: bool) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        if amsgrad and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also of a checkpoint of torch's AdamW, which may keep its steps on the CPU."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyssl_fast.ema import ModelEMA
+from pyssl_fast.ema.update import detached
 from pyssl_fast.functional.checks import check_number, check_within
-from pyssl_fast.functional.lists import grouped
+from pyssl_fast.functional.lists import grouped, placement
 from pyssl_fast.ops import multi_tensor
-from pyssl_fast.optim.common import Stepping, check_extras, scalar
+from pyssl_fast.optim.common import Part, Stepping, check_extras
 
 
 class LARS(Stepping):
@@ -97,40 +97,34 @@ class LARS(Stepping):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
+    def _names_of_state(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
+
     def _step_of(
         self,
         group: dict[str, Any],
-        parameters: list[Tensor],
-        teachers: list[Tensor],
-        shadows: list[Tensor],
-        ema_momentum: Tensor,
+        part: Part,
+        gradients: list[Tensor],
+        ema_momentum: float | Tensor,
         factor: Tensor | None,
     ) -> None:
-        if any(getattr(p, "to_local", None) for p in parameters):
+        if any([placement(p) is not None for p in part.parameters]):
             raise ValueError("LARS needs whole layers for their norms; got a DTensor, which may be sharded")
-        buffers: list[Tensor] = []
-        fresh = [False] * len(parameters)
-        if group["momentum"]:
-            for i, p in enumerate(parameters):
-                if self.state[p].get("momentum_buffer") is None:
-                    fresh[i] = True
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                buffers.append(self.state[p]["momentum_buffer"])
         adapts = group["always_adapt"] or group["weight_decay"] != 0
-        adapted = [adapts and (p.dim() > 1 or not group["exclude_bias_and_norm"]) for p in parameters]
+        adapted = [adapts and (p.dim() > 1 or not group["exclude_bias_and_norm"]) for p in part.parameters]
         lists = {
-            "parameters": parameters,
-            "gradients": [p.grad for p in parameters if p.grad is not None],
-            "momentum_buffers": buffers,
-            "teacher": teachers,
-            "shadow": shadows,
+            "parameters": part.parameters,
+            "gradients": gradients,
+            "momentum_buffers": part.state.get("momentum_buffer", []),
+            "teacher": part.teachers,
+            "shadow": part.shadows,
         }
         for found in grouped(lists):
             multi_tensor.lars_(
                 *found.lists,
                 [adapted[i] for i in found.entries],
-                [fresh[i] for i in found.entries],
-                scalar(group["lr"]),
+                [part.fresh[i] for i in found.entries],
+                detached(group["lr"]),
                 ema_momentum,
                 factor,
                 getattr(self, "found_inf", None),

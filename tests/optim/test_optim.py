@@ -392,3 +392,94 @@ def test_sparse_gradients_are_refused(make) -> None:
     model(torch.tensor([1])).sum().backward()
     with pytest.raises(TypeError, match=r"gradients\[0\] must be a dense Tensor"):
         optimizer.step()
+
+
+def freeze_the_first(optimizer: Any, model: nn.Module) -> None:
+    next(model.parameters()).requires_grad_(False)
+
+
+def free_the_first(optimizer: Any, model: nn.Module) -> None:
+    next(model.parameters()).requires_grad_(True)
+
+
+def replace_a_state(optimizer: Any, model: nn.Module) -> None:
+    state = optimizer.state[next(model.parameters())]
+    name = list(state)[-1]
+    state[name] = torch.full_like(state[name], 0.01)
+
+
+def forget_the_states(optimizer: Any, model: nn.Module) -> None:
+    optimizer.state.clear()
+
+
+def forget_one_state(optimizer: Any, model: nn.Module) -> None:
+    del optimizer.state[next(model.parameters())]
+
+
+def move_the_memory(optimizer: Any, model: nn.Module) -> None:
+    for p in model.parameters():
+        p.data = p.data.clone()
+    for state in optimizer.state.values():
+        for x in state.values():
+            x.data = x.data.clone()
+
+
+def change_the_layout(optimizer: Any, model: nn.Module) -> None:
+    model.to(memory_format=torch.channels_last)
+
+
+def load_itself(optimizer: Any, model: nn.Module) -> None:
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def split_the_group(optimizer: Any, model: nn.Module) -> None:
+    first = optimizer.param_groups[0]
+    optimizer.add_param_group({**first, "params": [first["params"].pop()], "lr": 1e-3})
+
+
+def replace_a_teacher(optimizer: Any, model: nn.Module) -> None:
+    teacher = optimizer.ema.module[1]
+    teacher.weight = nn.Parameter(torch.zeros_like(teacher.weight), requires_grad=False)
+
+
+def take_another_setting(optimizer: Any, model: nn.Module) -> None:
+    for group in optimizer.param_groups:
+        group.update({"amsgrad": True} if "amsgrad" in group else {"momentum": 0.0})
+
+
+CHANGES = [
+    freeze_the_first,
+    free_the_first,
+    replace_a_state,
+    forget_one_state,
+    move_the_memory,
+    change_the_layout,
+    load_itself,
+    split_the_group,
+    replace_a_teacher,
+    forget_the_states,
+    take_another_setting,
+]
+
+
+@each_optimizer
+@pytest.mark.parametrize("changes", [[change] for change in CHANGES] + [CHANGES], ids=lambda of: of[-1].__name__)
+def test_nothing_that_is_kept_between_steps_is_stale(make, changes: list[Callable[[Any, nn.Module], None]]) -> None:
+    """Beside an optimizer that forgets its plan before every step."""
+    results = []
+    for forgets in (False, True):
+        model = network()
+        optimizer = make(model, ema=ModelEMA(model, 0.9))
+
+        def forget(optimizer: Any = optimizer, forgets: bool = forgets) -> None:
+            if forgets:
+                optimizer._plan = None
+
+        train(model, optimizer, 2, forget)
+        for change in changes:
+            change(optimizer, model)
+            forget()
+            train(model, optimizer, 2, forget)
+        results.append([*model.state_dict().values(), *optimizer.ema.state_dict().values()])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)

@@ -22,7 +22,11 @@ def _layout(layout: Layout, averaged: int) -> _cpu.Layout:
 
 
 def ema_(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], shadow: Sequence[Tensor], averaged: int, momentum: Tensor
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    shadow: Sequence[Tensor],
+    averaged: int,
+    momentum: float | Tensor,
 ) -> None:
     if shadow and averaged < len(teacher):
         shadow = [*shadow, *teacher[averaged:]]  # what is copied shadows itself
@@ -57,8 +61,8 @@ def adamw_(
     steps: Sequence[Tensor],
     teacher: Sequence[Tensor],
     shadow: Sequence[Tensor],
-    lr: Tensor,
-    ema_momentum: Tensor,
+    lr: float | Tensor,
+    ema_momentum: float | Tensor,
     factor: Tensor | None,
     found_inf: Tensor | None,
     beta1: float,
@@ -96,8 +100,8 @@ def lars_(
     shadow: Sequence[Tensor],
     adapted: Sequence[bool],
     fresh: Sequence[bool],
-    lr: Tensor,
-    ema_momentum: Tensor,
+    lr: float | Tensor,
+    ema_momentum: float | Tensor,
     factor: Tensor | None,
     found_inf: Tensor | None,
     momentum: float,

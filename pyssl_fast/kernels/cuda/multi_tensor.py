@@ -28,10 +28,12 @@ def _in_host_memory(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _scalar(x: Tensor | None, like: Tensor, absent: float = 0.0) -> _cuda.Scalar:
+def _scalar(x: float | Tensor | None, like: Tensor, absent: float = 0.0) -> _cuda.Scalar:
     """x [] by value from the CPU; else by its pointer on the device of `like`, which stays valid in stream order."""
     if x is None:
         return absent, 0, False
+    if not isinstance(x, Tensor):
+        return x, 0, False
     if _in_host_memory(x):
         return x.item(), 0, False
     x = x.to(like.device, x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float64)
@@ -44,7 +46,11 @@ def _stream(x: Tensor) -> _cuda.Stream:
 
 
 def ema_(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], shadow: Sequence[Tensor], averaged: int, momentum: Tensor
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    shadow: Sequence[Tensor],
+    averaged: int,
+    momentum: float | Tensor,
 ) -> None:
     if shadow and averaged < len(teacher):
         shadow = [*shadow, *teacher[averaged:]]  # what is copied shadows itself
@@ -73,8 +79,8 @@ def adamw_(
     steps: Sequence[Tensor],
     teacher: Sequence[Tensor],
     shadow: Sequence[Tensor],
-    lr: Tensor,
-    ema_momentum: Tensor,
+    lr: float | Tensor,
+    ema_momentum: float | Tensor,
     factor: Tensor | None,
     found_inf: Tensor | None,
     beta1: float,
@@ -115,8 +121,8 @@ def lars_(
     shadow: Sequence[Tensor],
     adapted: Sequence[bool],
     fresh: Sequence[bool],
-    lr: Tensor,
-    ema_momentum: Tensor,
+    lr: float | Tensor,
+    ema_momentum: float | Tensor,
     factor: Tensor | None,
     found_inf: Tensor | None,
     momentum: float,

@@ -2,7 +2,7 @@
 
 Entries i of all lists have one shape. What is read and what is written may differ in dtype: the arithmetic is
 float32's, or float64's where a tensor is. Lists that may be empty: shadow, momentum_buffers, max_exp_avg_sq, teacher.
-Scalars are [] tensors, on the CPU or on the lists' device, and are not looked at.
+Scalars are numbers, or [] tensors, on the CPU or on the lists' device, that are not looked at.
 """
 
 from __future__ import annotations
@@ -19,14 +19,22 @@ def _work(*tensors: Tensor) -> Sequence[Tensor]:
     return [x.to(torch.float64 if double else torch.float32) for x in tensors]
 
 
-def _follow(teacher: Tensor, student: Tensor, momentum: Tensor) -> Tensor:
+def _scalar(x: float | Tensor, like: Tensor) -> Tensor:
+    return torch.as_tensor(x, dtype=torch.float64, device=like.device)
+
+
+def _follow(teacher: Tensor, student: Tensor, momentum: float | Tensor) -> Tensor:
     """t + (1 − m)·(s − t), which leaves t as it is where s = t, and gives s for m = 0."""
     t, s = _work(teacher, student)
-    return torch.lerp(t, s, (1 - momentum.double()).to(t.device, t.dtype))
+    return torch.lerp(t, s, (1 - _scalar(momentum, t)).to(t.dtype))
 
 
 def ema_(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], shadow: Sequence[Tensor], averaged: int, momentum: Tensor
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    shadow: Sequence[Tensor],
+    averaged: int,
+    momentum: float | Tensor,
 ) -> None:
     """The first `averaged` teachers follow their students, the others become copies. shadow: their new values, rounded.
 
@@ -69,7 +77,7 @@ def _teach(
     index: int,
     teacher: Sequence[Tensor],
     shadow: Sequence[Tensor],
-    momentum: Tensor,
+    momentum: float | Tensor,
     write: Callable[[Tensor, Tensor], None],
 ) -> None:
     if teacher:
@@ -87,8 +95,8 @@ def adamw_(
     steps: Sequence[Tensor],
     teacher: Sequence[Tensor],
     shadow: Sequence[Tensor],
-    lr: Tensor,
-    ema_momentum: Tensor,
+    lr: float | Tensor,
+    ema_momentum: float | Tensor,
     factor: Tensor | None,
     found_inf: Tensor | None,
     beta1: float,
@@ -108,7 +116,7 @@ def adamw_(
     write = _writer(found_inf)
     for i, (parameter, step) in enumerate(zip(parameters, steps, strict=True)):
         p, g = _gradient(gradients[i], parameter, factor, maximize)
-        rate, count = lr.to(p.device).double(), step.double() + 1
+        rate, count = _scalar(lr, p), step.double() + 1
         p = p * (1 - rate * weight_decay).to(p.dtype)
         m = torch.lerp(exp_avg[i].to(p.dtype), g, 1 - beta1)
         v = beta2 * exp_avg_sq[i].to(p.dtype) + (1 - beta2) * g * g
@@ -133,8 +141,8 @@ def lars_(
     shadow: Sequence[Tensor],
     adapted: Sequence[bool],
     fresh: Sequence[bool],
-    lr: Tensor,
-    ema_momentum: Tensor,
+    lr: float | Tensor,
+    ema_momentum: float | Tensor,
     factor: Tensor | None,
     found_inf: Tensor | None,
     momentum: float,
@@ -161,7 +169,7 @@ def lars_(
     write = _writer(found_inf)
     for i, parameter in enumerate(parameters):
         p, u = _gradient(gradients[i], parameter, factor, maximize)
-        rate = lr.to(p.device).double()
+        rate = _scalar(lr, p)
         if adapted[i]:
             decayed = u + weight_decay * p
             norm, gradient = p.double().norm(), u.double().norm()
