@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 import torch
+from click.core import ParameterSource
 from rich.console import Console
 
 from pyssl_fast import benchmark
@@ -81,6 +82,13 @@ def _clear_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError) as error:
         raise click.ClickException(measure.first_line(error)) from error
+
+
+def _refuse(*options: str, why: str) -> None:
+    """Options that would be without effect, where they were given."""
+    for name in options:
+        if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise ValueError(f"--{name}: {why}")
 
 
 def _check_isas(isas: Sequence[str]) -> None:
@@ -176,6 +184,8 @@ def bench(
                 raise ValueError(f"--threads must be at most 4096; got {threads}")
             torch.set_num_threads(threads)
         table = benchmark.family(family).CASES
+        if not any(case.system.gradient for case in table):
+            _refuse("mode", "temperature", "precision", why=f"the steps of {family} have no backward and no products")
         chosen = cases.configure(
             cases.select(table, names, rows, dim, columns),
             temperature=temperature,

@@ -56,9 +56,6 @@ class Pairs:
             groups = grouped(lists, self.copied)
             if torch.compiler.is_compiling():
                 return groups
-            for group in groups:
-                for of in group.lists:
-                    of.refresh()
             # A shard or a real view of a complex tensor is made anew each time.
             own = {id(x) for tensors in lists.values() for x in tensors}
             lasting = all(id(x) in own for group in groups for of in group.lists for x in of)

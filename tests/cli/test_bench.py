@@ -142,6 +142,11 @@ BAD = {
         ["multi_tensor", "--dtype", "bfloat16"],
         "dtypes of ema are part of it; dtype must be float32",
     ),
+    "no backward of a step": (["multi_tensor", "--mode", "forward"], "--mode: the steps of multi_tensor have no"),
+    "no products of a step": (
+        ["multi_tensor", "--precision", "high"],
+        "--precision: the steps of multi_tensor have no",
+    ),
     "unknown side": (["--sides", "nonsense"], "unknown side 'nonsense'"),
     "unknown precision": (["--precision", "low"], "--precision must be highest, high or medium"),
     "unknown instruction set": (["--isa", "mmx"], "--isa"),
