@@ -330,8 +330,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("prefetch", &pyssl::prefetch, py::arg("objects"));
   m.def("members", &pyssl::members, py::arg("dicts"));
   py::class_<pyssl::Torch>(m, "Torch")
-      .def(py::init<const std::vector<Pointer>&, py::handle, Pointer, py::type>(), py::arg("functions"),
-           py::arg("probe"), py::arg("cdata"), py::arg("tensor"))
+      .def(py::init<const std::vector<Pointer>&, py::handle, Pointer, py::tuple>(), py::arg("functions"),
+           py::arg("probe"), py::arg("cdata"), py::arg("types"))
       .def("look", &pyssl::Torch::look, py::arg("tensors"));
   py::class_<Layout>(m, "Layout")
       .def(py::init<std::vector<int64_t>, const std::vector<std::vector<int>>&>(), py::arg("counts"),

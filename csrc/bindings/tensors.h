@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <stdexcept>
@@ -20,7 +21,7 @@ inline void prefetch(const py::list& objects) {
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(objects.ptr()); ++i) __builtin_prefetch(PyList_GET_ITEM(objects.ptr(), i));
 }
 
-// What dicts hold: keys and values, as bytes that are equal as long as all are the same objects.
+// What dicts hold: the addresses of keys and values, as bytes.
 inline py::bytes members(const py::list& dicts) {
   prefetch(dicts);
   for (py::handle dict : dicts) {
@@ -44,12 +45,14 @@ class Torch {
   // The order in which the functions come.
   enum { kLayout, kDtype, kDeviceType, kDeviceIndex, kDim, kSizes, kStrides, kDataPtr, kFunctions };
 
-  // probe: a Tensor whose `_cdata` is `cdata`, which shows where in the Python object that pointer stands.
-  Torch(const std::vector<uintptr_t>& functions, py::handle probe, uintptr_t cdata, py::type tensor)
-      : tensor_(std::move(tensor)) {
+  // probe: a Tensor whose `_cdata` is `cdata`, which shows where in the Python object that pointer stands. types: which
+  // are looked at, and no types beneath them: what those say of themselves may run Python.
+  Torch(const std::vector<uintptr_t>& functions, py::handle probe, uintptr_t cdata, py::tuple types)
+      : types_(std::move(types)) {
     if (functions.size() != kFunctions) throw std::invalid_argument("as many functions as are named");
+    if (std::find(functions.begin(), functions.end(), 0) != functions.end()) throw std::invalid_argument("no function");
     std::copy(functions.begin(), functions.end(), functions_.begin());
-    const Py_ssize_t size = type()->tp_basicsize;
+    const Py_ssize_t size = Py_TYPE(probe.ptr())->tp_basicsize;
     while (offset_ + Py_ssize_t(sizeof(void*)) <= size && word(probe.ptr()) != cdata) offset_ += sizeof(void*);
     if (offset_ + Py_ssize_t(sizeof(void*)) > size) throw std::invalid_argument("a Tensor does not hold its pointer");
   }
@@ -63,7 +66,7 @@ class Torch {
     prefetch(tensors);
     for (Py_ssize_t i = 0; i < size; ++i) {
       PyObject* object = PyList_GET_ITEM(tensors.ptr(), i);
-      if (!PyObject_TypeCheck(object, type())) return py::none();
+      if (!plain(object)) return py::none();
       fields[i] = reinterpret_cast<void*>(word(object));
       for (int byte = 0; byte < kFields; byte += kLine) __builtin_prefetch(static_cast<char*>(fields[i]) + byte);
     }
@@ -79,7 +82,7 @@ class Torch {
                         get(kDeviceType, handle, &device_type) && get(kDeviceIndex, handle, &device) &&
                         get(kDim, handle, &dim) && get(kSizes, handle, &sizes) && get(kStrides, handle, &strides) &&
                         get(kDataPtr, handle, &data);
-      if (!told) return py::none();
+      if (!told || (data == nullptr && std::find(sizes, sizes + dim, 0) == sizes + dim)) return py::none();
       key.insert(key.end(), {dtype, device_type, device, dim});
       key.insert(key.end(), sizes, sizes + dim);
       key.insert(key.end(), strides, strides + dim);
@@ -102,10 +105,14 @@ class Torch {
     std::memcpy(&found, reinterpret_cast<const char*>(object) + offset_, sizeof found);
     return found;
   }
-  PyTypeObject* type() const { return reinterpret_cast<PyTypeObject*>(tensor_.ptr()); }
+  bool plain(PyObject* object) const {
+    for (py::handle type : types_)
+      if (type.ptr() == reinterpret_cast<PyObject*>(Py_TYPE(object))) return true;
+    return false;
+  }
 
   std::array<uintptr_t, kFunctions> functions_;
-  py::type tensor_;
+  py::tuple types_;
   Py_ssize_t offset_ = sizeof(PyObject);
 };
 

@@ -71,9 +71,9 @@ class Pairs:
         return replace(self, teacher=teacher, student=student, shadow=shadow, _groups=[])
 
 
-def _members(*modules: nn.Module | None) -> Members:
+def _members(*modules: nn.Module) -> Members:
     """What modules and all inside them hold."""
-    inside = [m for module in modules if module is not None for m in module.modules()]
+    inside = [m for module in modules for m in module.modules()]
     return Members(d for m in inside for d in (m._parameters, m._buffers, m._modules))
 
 
@@ -208,7 +208,7 @@ class ModelEMA(nn.Module):
         self._student = weakref.ref(student)
         known = self._known.get(student)
         if known is None or not known[0].unchanged():
-            known = _members(student, self.module, self.shadow), self._match(student)
+            known = _members(student, self), self._match(student)
             self._known.clear()
             self._known[student] = known
         pairs = known[1]

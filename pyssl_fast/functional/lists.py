@@ -8,12 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyssl_fast import backend
-from pyssl_fast.kernels.flat import Signature, TensorList, gathered
-
-_PLAIN = {Tensor, nn.Parameter}
+from pyssl_fast.kernels.flat import PLAIN, Signature, TensorList, gathered
 
 
 class Group(NamedTuple):
@@ -99,11 +97,10 @@ def lasting(name: str, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _plain(name: str, given: Iterable[Tensor]) -> TensorList:
-    if isinstance(given, TensorList):
-        given.refresh()
+    if isinstance(given, TensorList) and given.refresh():
         return given
     tensors = gathered(given)
-    if not {*map(type, tensors)} <= _PLAIN:
+    if not {*map(type, tensors)}.issubset(PLAIN):
         for i, x in enumerate(tensors):
             if not isinstance(x, Tensor):
                 raise TypeError(f"{name}[{i}] must be a Tensor; got {type(x).__name__}")
@@ -119,6 +116,12 @@ def _plain(name: str, given: Iterable[Tensor]) -> TensorList:
             if x.layout != torch.strided:
                 raise TypeError(f"{name}[{i}] must be a dense Tensor; got layout {x.layout}") from None
         raise
+    if 0 in found.addresses:
+        for i, x in enumerate(tensors):
+            if x.numel() and x.device.type != "meta" and not x.data_ptr():
+                raise ValueError(
+                    f"{name}[{i}] has no memory: {list(x.shape)} of a storage that was freed or never filled"
+                )
     if _any_complex(signature):
         return TensorList(map(_real, tensors))
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 try:
     from pyssl_fast import _cpu
@@ -36,6 +36,7 @@ _signature = functools.lru_cache(maxsize=1024)(Signature)
 _NOTHING = _signature((), (), (), ())
 _get_dtype, _get_shape, _get_device = (getattr(Tensor, name).__get__ for name in ("dtype", "shape", "device"))
 
+PLAIN = (Tensor, nn.Parameter)  # types of tensors whose memory is what they say
 _FUNCTIONS = (
     "layout",
     "dtype",
@@ -50,15 +51,15 @@ _FUNCTIONS = (
 
 def _torch() -> Any:
     """What reads lists by C functions alone; None where there is no such thing."""
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    if _cpu is None or not library.exists():
+    probe = torch.zeros(2, 3, device="cpu").t()
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        functions = [getattr(library, f"aoti_torch_get_{name}") for name in _FUNCTIONS]
+        addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
+        reader = _cpu.Torch(addresses, probe, probe._cdata, PLAIN)
+    except (OSError, AttributeError, ValueError):
         return None
-    functions = ctypes.CDLL(str(library))
-    addresses = [
-        ctypes.cast(getattr(functions, f"aoti_torch_get_{name}"), ctypes.c_void_p).value for name in _FUNCTIONS
-    ]
-    probe = torch.empty(0)
-    return _cpu.Torch([address or 0 for address in addresses], probe, probe._cdata, torch._C.TensorBase)
+    return reader if reader.look([probe]) is not None else None
 
 
 _TORCH = _torch()
@@ -79,7 +80,10 @@ def _look(tensors: list[Tensor]) -> tuple[list[int], Signature]:
     if signature is None:
         if len(_SIGNATURES) >= _MOST_SIGNATURES:
             _SIGNATURES.clear()
-        signature = _SIGNATURES[key] = _described(tensors)
+        signature = _described(tensors)
+        again = _TORCH.look(tensors)
+        if again is not None and again[0] == key:  # else another thread changed a tensor in between
+            _SIGNATURES[key] = signature
     return addresses, signature
 
 
@@ -119,7 +123,7 @@ class Members:
         self._seen = self._look()
 
     def _look(self) -> object:
-        if _cpu is not None:
+        if _cpu is not None and not torch.compiler.is_compiling():
             return _cpu.members(self._dicts)
         return [[(id(key), id(value)) for key, value in held.items()] for held in self._dicts]
 

@@ -65,7 +65,7 @@ class _Plan:
         # The parameters without a gradient, and the buffers: they follow at the end.
         self.rest = None if pairs is None else pairs.only(i for i in range(averaged) if i not in done)
         self._state = optimizer.state
-        self._members = Members([self._state, *self._state.values()])
+        self._members = Members(x for x in (self._state, *self._state.values()) if isinstance(x, dict))
 
     @staticmethod
     def _of(
@@ -118,6 +118,10 @@ class Stepping(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "ema": self.ema, "max_grad_norm": self.max_grad_norm}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. closure: reevaluates the model and gives the loss, which comes back.
@@ -153,6 +157,7 @@ class Stepping(Optimizer):
         names = [self._names_of_state(group) for group in self.param_groups]
         pairs = None if self.ema is None else self.ema.pairs()
         if self._plan is None or not self._plan.holds(self.state, parameters, names, pairs):
+            self._plan = None  # first: it holds states that may be no more
             self._plan = _Plan(self, parameters, names, pairs)
         return self._plan
 

@@ -413,3 +413,12 @@ def test_distributed_models_are_followed_shard_by_shard(tmp_path: Path) -> None:
     command = [sys.executable, str(script), str(tmp_path / "rendezvous")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "done" in done.stdout, done.stderr[-3000:]
+
+
+def test_another_module_takes_the_teachers_place() -> None:
+    model = nn.Linear(3, 4)
+    ema = ModelEMA(model, 0.0)
+    ema.update(model)
+    ema.module = nn.Linear(3, 4)
+    ema.update(model)
+    assert torch.equal(ema.module.weight, model.weight)

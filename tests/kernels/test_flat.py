@@ -1,6 +1,8 @@
 """What is read off lists of tensors: the same with and without torch's C functions, and nothing stale."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -92,6 +94,7 @@ def test_what_has_no_memory_is_left_to_python():
 
 
 def test_the_signatures_that_are_kept_are_bounded(monkeypatch):
+    monkeypatch.setattr(flat, "_SIGNATURES", {})
     monkeypatch.setattr(flat, "_MOST_SIGNATURES", 4)
     for size in range(1, 20):
         assert TensorList([torch.empty(size)]).signature.shapes == (torch.Size([size]),)
@@ -116,3 +119,22 @@ def test_members_notice_every_change(built, monkeypatch):
     assert noticed(lambda: setattr(model[0], "weight", nn.Parameter(torch.zeros(2, 2))))
     assert noticed(lambda: model[0].register_parameter("bias", None))
     assert not noticed(lambda: model[0].weight.data.zero_())
+
+
+class Liar(torch.Tensor):
+    """Says that it has another shape than it has."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), settings=None):
+        found = super().__torch_function__(function, types, arguments, settings or {})
+        return torch.Size([10**8]) if function is torch.Tensor.shape.__get__ else found
+
+
+def test_what_a_subclass_says_holds_for_no_other_tensor(reader):
+    _ = TensorList([torch.zeros(77).as_subclass(Liar)]).signature
+    assert TensorList([torch.zeros(77)]).signature.shapes == (torch.Size([77]),)
+
+
+def test_the_default_device_is_left_alone():
+    code = "import torch; torch.set_default_device('cuda'); import pyssl_fast.optim"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)

@@ -483,3 +483,58 @@ def test_nothing_that_is_kept_between_steps_is_stale(make, changes: list[Callabl
         results.append([*model.state_dict().values(), *optimizer.ema.state_dict().values()])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+class Pair(Tensor):
+    """A tensor without memory of its own, as quantised weights are."""
+
+    @staticmethod
+    def __new__(cls, x: Tensor) -> Pair:
+        made: Pair = Tensor._make_wrapper_subclass(cls, x.shape, dtype=x.dtype, device=x.device)
+        made.x = x
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), settings=None):
+        inner = torch.utils._pytree.tree_map(lambda a: a.x if isinstance(a, Pair) else a, (arguments, settings or {}))
+        found = function(*inner[0], **inner[1])
+        return Pair(found) if isinstance(found, Tensor) else found
+
+
+@each_optimizer
+def test_a_parameter_that_was_swapped_for_another_kind_is_refused(make) -> None:
+    model = nn.Linear(3, 4)
+    optimizer = make(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    weight = model.weight
+    weight.grad = None
+    torch.utils.swap_tensors(weight, nn.Parameter(Pair(torch.zeros(4, 3))))
+    weight.grad = Pair(torch.ones(4, 3))
+    with pytest.raises(TypeError, match="must be a Tensor with memory of its own; got"):
+        optimizer.step()
+
+
+@each_optimizer
+def test_memory_that_was_freed_is_named(make) -> None:
+    model = nn.Linear(3, 4)
+    optimizer = make(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    model.weight.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"parameters\[0\] has no memory"):
+        optimizer.step()
+
+
+@each_optimizer
+def test_other_things_in_the_state_are_left_alone(make) -> None:
+    model = nn.Linear(3, 4)
+    optimizer = make(model)
+    optimizer.state["seen"] = 3
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.step()
+    assert optimizer.state["seen"] == 3
