@@ -31,6 +31,10 @@ def apply(
     if not isinstance(parameters, Parameters):
         raise TypeError(f"parameters must be Parameters; got {type(parameters).__name__}")
     parameters.check(images)
+    if parameters.box.device.type != "cpu":
+        # The twin reads them one by one, and waits for the device anyway: so they are checked too.
+        parameters = parameters.to("cpu")
+        parameters.check(images)
     _, channels = image_sizes(images)
     shape = [len(parameters), channels, *parameters.size]
     if out is None:
@@ -43,6 +47,5 @@ def apply(
         raise TypeError(f"out must be uint8 or floating-point; got {out.dtype}")
     elif out.device != images[0].device:
         raise ValueError(f"out must be on the images' device {images[0].device}; got {out.device}")
-    # A copy on the CPU: the twin reads the parameters one by one.
-    reference.apply(images, parameters.to("cpu"), out)
+    reference.apply(images, parameters, out)
     return out

@@ -1,6 +1,8 @@
 """Each operation and whole chains against torchvision's float tensor path, with the same explicit parameters."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -58,8 +60,7 @@ def assert_equal(x: torch.Tensor, p: Parameters) -> None:
             near |= (y * levels - (y * levels).round()).abs() < 1e-5 * levels
         excluded += int(near.sum())
         assert ((got[i] - expected).abs() <= 1e-5 * scale)[~near].all(), (i, (got[i] - expected).abs()[~near].max())
-    allowed = 1.0 if bool((p.bits > 0).any()) else 0.05  # grey levels of uint8 lie on the steps of posterize
-    assert excluded <= allowed * got.numel()
+    assert excluded <= 0.01 * got.numel() + 3
 
 
 def ones(n: int) -> torch.Tensor:
@@ -241,3 +242,9 @@ def test_nan_travels():
     x, p = torch.rand(1, 3, 24, 24), plain([(24, 24)], 24, jitter=torch.ones(1, 4, dtype=torch.bool))
     x[0, 1, 3, 4] = float("nan")
     assert apply(x, p).isnan().any()
+
+
+def test_import_leaves_torchvision_alone():
+    """It is a peer here; a DataLoader worker need not pay for its import."""
+    code = "import sys, pyssl_fast.augment; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
