@@ -9,8 +9,8 @@ import torch as _torch  # noqa: F401
 if _importlib.find_spec("pyssl_fast._cpu") is not None:
     from pyssl_fast import _cpu as _cpu
 
-from pyssl_fast import ema, functional, losses, optim
+from pyssl_fast import augment, ema, functional, losses, optim
 from pyssl_fast._version import __version__
 from pyssl_fast.backend import use_backend
 
-__all__ = ["__version__", "ema", "functional", "losses", "optim", "use_backend"]
+__all__ = ["__version__", "augment", "ema", "functional", "losses", "optim", "use_backend"]

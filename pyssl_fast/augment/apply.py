@@ -1,0 +1,51 @@
+"""A chain of image operations on a batch, with explicit parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyssl_fast.augment.parameters import DTYPES, Images, Parameters, image_sizes
+from pyssl_fast.kernels.reference import augment as reference
+
+
+def apply(
+    images: Images, parameters: Parameters, *, dtype: torch.dtype = torch.float32, out: Tensor | None = None
+) -> Tensor:
+    """Each image through its own operations, with the arithmetic of torchvision's transforms on float tensors.
+
+    Args:
+        images: [B, C, H, W], [B, H, W, C], or a list of images [C, H, W] or [H, W, C] of different sizes; C is 1, 3 or
+            4 (the fourth is moved and blurred, not coloured). uint8, or floating-point on a scale of 0 to 1. Where both
+            readings fit, channels come first.
+        parameters: of B samples, on the images' device or on the CPU.
+        dtype: of the result: uint8 (rounded, within 0 to 255) or floating-point.
+        out: [B, C, height, width] to write into, of any strides (channels_last, pinned); its dtype counts.
+
+    Returns:
+        [B, C, height, width], `out` where given.
+
+    Raises:
+        TypeError, ValueError: wrong images, parameters or out; what came and what was expected.
+    """
+    if not isinstance(parameters, Parameters):
+        raise TypeError(f"parameters must be Parameters; got {type(parameters).__name__}")
+    parameters.check(images)
+    if parameters.box.device.type != "cpu":
+        # The twin reads them one by one, and waits for the device anyway: so they are checked too.
+        parameters = parameters.to("cpu")
+        parameters.check(images)
+    _, channels = image_sizes(images)
+    shape = [len(parameters), channels, *parameters.size]
+    if out is None:
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype must be uint8 or floating-point; got {dtype}")
+        out = torch.empty(shape, dtype=dtype, device=images[0].device)
+    elif list(out.shape) != shape:
+        raise ValueError(f"out must have shape {shape}; got {list(out.shape)}")
+    elif out.dtype not in DTYPES:
+        raise TypeError(f"out must be uint8 or floating-point; got {out.dtype}")
+    elif out.device != images[0].device:
+        raise ValueError(f"out must be on the images' device {images[0].device}; got {out.device}")
+    reference.apply(images, parameters, out)
+    return out

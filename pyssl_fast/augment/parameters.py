@@ -1,0 +1,302 @@
+"""What a chain of image operations does to each image of a batch, as plain tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyssl_fast.functional.checks import check_choice, check_count, check_within
+
+Images = Tensor | Sequence[Tensor]
+INTERPOLATIONS = ("bilinear", "bicubic")
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# field → (dtype, columns, None: one value per sample)
+_TENSORS: dict[str, tuple[torch.dtype, int | None]] = {
+    "box": (torch.int64, 4),
+    "horizontal_flip": (torch.bool, None),
+    "vertical_flip": (torch.bool, None),
+    "turns": (torch.int64, None),
+    "angle": (torch.float32, None),
+    "order": (torch.int64, 4),
+    "jitter": (torch.bool, 4),
+    "factors": (torch.float32, 4),
+    "grey": (torch.bool, None),
+    "sigma": (torch.float32, None),
+    "solarize": (torch.bool, None),
+    "threshold": (torch.float32, None),
+    "invert": (torch.bool, None),
+    "bits": (torch.int64, None),
+    "erase": (torch.int64, 4),
+}
+FIELDS = tuple(_TENSORS)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Parameters:
+    """One row per sample; the operations run in the order of the fields. Pixels are meant on a scale of 0 to 1.
+
+    Every row's numbers must be valid, also where its mask says that the operation is left out.
+
+    Args:
+        box: [B, 4] int64: top, left, height, width, in pixels of the input. Cut out first, then resized: an antialiased
+            tap never reads beyond the box.
+        size: height and width of the result.
+        interpolation: "bilinear" or "bicubic" (a = −0.5 with antialias, −0.75 without, as torch has it).
+        antialias: widen the taps where the box is larger than the result.
+        horizontal_flip, vertical_flip: [B] bool.
+        turns: [B] int64: 0 to 3 quarter turns, counter-clockwise; 1 and 3 of square results alone.
+        angle: [B] float32: degrees, counter-clockwise about the centre, bilinear, black outside. 0: none.
+        order: [B, 4] int64: a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
+        jitter: [B, 4] bool: which of the four are applied, by their number.
+        factors: [B, 4] float32, by their number: 0 or more, hue −0.5 to 0.5 of a full turn.
+        grey: [B] bool.
+        sigma: [B] float32: of the Gaussian blur, in pixels of the result. 0: none.
+        solarize, threshold: [B] bool, float32: x ≥ threshold becomes 1 − x.
+        invert: [B] bool.
+        bits: [B] int64: posterize to 1 to 8 bits. 0: none.
+        erase: [B, 4] int64: top, left, height, width in the result. Height and width 0: none. The last operation.
+        blur_kernel: taps of the blur along each axis, odd, one number for all; reflected at the edges.
+        grey_first: grey before the jitter, as MoCo v1 has it, not after.
+        mean, std: of the normalisation (x − mean) / std: one number, or one per channel; of four channels, three leave
+            the fourth alone. Empty: none.
+        erase_value: what is written there, on the scale of the result, after the normalisation.
+    """
+
+    box: Tensor
+    size: tuple[int, int]
+    horizontal_flip: Tensor
+    vertical_flip: Tensor
+    turns: Tensor
+    angle: Tensor
+    order: Tensor
+    jitter: Tensor
+    factors: Tensor
+    grey: Tensor
+    sigma: Tensor
+    solarize: Tensor
+    threshold: Tensor
+    invert: Tensor
+    bits: Tensor
+    erase: Tensor
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    blur_kernel: int = 23
+    grey_first: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    erase_value: float = 0.0
+
+    def __len__(self) -> int:
+        return self.box.shape[0]
+
+    def __repr__(self) -> str:
+        on = {
+            "horizontal_flip": self.horizontal_flip,
+            "vertical_flip": self.vertical_flip,
+            "turned": self.turns != 0,
+            "rotated": self.angle != 0,
+            "jittered": self.jitter.any(1),
+            "grey": self.grey,
+            "blurred": self.sigma != 0,
+            "solarized": self.solarize,
+            "inverted": self.invert,
+            "posterized": self.bits != 0,
+            "erased": self.erase[:, 2] != 0,
+        }
+        counts = "".join(f", {name} {int(mask.sum())}" for name, mask in on.items() if bool(mask.any()))
+        taps = f"{self.interpolation}{' antialiased' if self.antialias else ''}"
+        normal = f", mean {self.mean}, std {self.std}" if self.mean else ""
+        return f"Parameters({len(self)} → {self.size[0]} × {self.size[1]} {taps}{counts}{normal})"
+
+    def _each(self, change: Any) -> Parameters:
+        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in FIELDS})
+
+    def index_select(self, index: Tensor) -> Parameters:
+        """The samples of that [N] int64 index, in its order."""
+        return self._each(lambda x: x.index_select(0, index.to(x.device)))
+
+    def __getitem__(self, index: int | slice | Tensor) -> Parameters:
+        """Some of the samples; of an int, a batch of that one."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"there are {len(self)} samples; got index {index}")
+            index = slice(index % len(self), index % len(self) + 1)
+        return self._each(lambda x: x[index.to(x.device) if isinstance(index, Tensor) else index])
+
+    def to(self, device: torch.device | str) -> Parameters:
+        """The same with the tensors on that device."""
+        return self._each(lambda x: x.to(device))
+
+    def check(self, images: Images) -> None:
+        """Whether they can be applied to these images. The tensors' values are looked at on the CPU alone.
+
+        Raises:
+            TypeError, ValueError: what is wrong, what came and what was expected.
+        """
+        sizes, channels = image_sizes(images)
+        self.check_values()
+        if len(sizes) != len(self):
+            raise ValueError(f"images must be {len(self)}, one per sample of the parameters; got {len(sizes)}")
+        if self.mean and len(self.mean) not in (1, channels) and (channels, len(self.mean)) != (4, 3):
+            raise ValueError(f"mean must have 1 or {channels} numbers, for {channels} channels; got {len(self.mean)}")
+        if self.box.device.type == "cpu":
+            _check_boxes("box", self.box, torch.tensor(sizes), "image", least=1)
+
+    def check_values(self) -> None:
+        """`check` without images."""
+        for name, (dtype, columns) in _TENSORS.items():
+            x = getattr(self, name)
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{name} must be a Tensor; got {type(x).__name__}")
+            shape = [len(self)] if columns is None else [len(self), columns]
+            if list(x.shape) != shape:
+                raise ValueError(f"{name} must have shape {shape}; got {list(x.shape)}")
+            if x.dtype != dtype:
+                raise TypeError(f"{name} must be {dtype}; got {x.dtype}")
+            if x.device != self.box.device:
+                raise ValueError(f"{name} must be on box's device {self.box.device}; got {x.device}")
+        if len(self) == 0:
+            raise ValueError("parameters must not be empty; got 0 samples")
+        if not isinstance(self.size, tuple) or len(self.size) != 2:
+            raise TypeError(f"size must be a pair (height, width); got {self.size!r}")
+        for side in self.size:
+            check_count("size", side)
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_count("blur_kernel", self.blur_kernel)
+        if self.blur_kernel % 2 == 0:
+            raise ValueError(f"blur_kernel must be odd; got {self.blur_kernel}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std must have one length; got {len(self.mean)} and {len(self.std)}")
+        for number in self.mean:
+            check_within("mean", number, -1e30, 1e30)
+        for number in self.std:
+            check_within("std", number, 1e-30, 1e30)
+        check_within("erase_value", self.erase_value, -1e30, 1e30)
+        if self.box.device.type == "cpu":
+            self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name, low, high in (
+            ("turns", 0, 3),
+            ("angle", -1e6, 1e6),
+            ("sigma", 0, 1e3),
+            ("threshold", 0, 1),
+            ("bits", 0, 8),
+        ):
+            _check_range(name, getattr(self, name), low, high)
+        _check_range("factors (brightness, contrast, saturation)", self.factors[:, :HUE], 0, 1e6)
+        _check_range("factors (hue)", self.factors[:, HUE], -0.5, 0.5)
+        wrong = (self.order.sort(1).values != torch.arange(4)).any(1)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(f"order must hold 0, 1, 2 and 3 once each; got {self.order[row].tolist()} of sample {row}")
+        if self.size[0] != self.size[1] and bool((self.turns % 2 != 0).any()):
+            raise ValueError(f"turns of 1 or 3 need a square size; got {self.size[0]} × {self.size[1]}")
+        if bool((self.sigma > 0).any()) and self.blur_kernel // 2 >= min(self.size):
+            raise ValueError(
+                f"blur_kernel must be {2 * min(self.size) - 1} or less, for the result {self.size[0]} × {self.size[1]}"
+                f" to be reflected; got {self.blur_kernel}"
+            )
+        _check_boxes("erase", self.erase, torch.tensor([self.size]).expand(len(self), 2), "result", least=0)
+
+
+def _check_range(name: str, x: Tensor, low: float, high: float) -> None:
+    wrong = ~((x >= low) & (x <= high))  # NaN is wrong
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(f"{name} must be {low:g} to {high:g}; got {x[wrong][0].item():g} of sample {row}")
+
+
+def _check_boxes(name: str, box: Tensor, sizes: Tensor, where: str, least: int) -> None:
+    wrong = (box[:, :2] < 0).any(1) | (box[:, 2:] < least).any(1) | (box[:, :2] + box[:, 2:] > sizes).any(1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        height, width = sizes[row].tolist()
+        raise ValueError(
+            f"{name} (top, left, height, width) must lie inside the {where} of {height} × {width} pixels;"
+            f" got {box[row].tolist()} of sample {row}"
+        )
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the last dimension of an image or a batch holds the channels; the third last is asked first."""
+    return x.shape[-3] not in (1, 3, 4) and x.shape[-1] in (1, 3, 4)
+
+
+def image_sizes(images: Images) -> tuple[list[tuple[int, int]], int]:
+    """Each image's height and width, and the number of channels, of a batch or of a list.
+
+    Raises:
+        TypeError, ValueError: they are no images.
+    """
+    shape = "[B, C, H, W] or [B, H, W, C]"
+    if isinstance(images, Tensor):
+        if images.dim() != 4:
+            raise ValueError(f"images must have shape {shape}, or be a list; got {list(images.shape)}")
+        each: Sequence[Tensor] = list(images)
+    elif isinstance(images, (list, tuple)):
+        each, shape = images, "[C, H, W] or [H, W, C]"
+    else:
+        raise TypeError(f"images must be a Tensor {shape} or a list of Tensors; got {type(images).__name__}")
+    if len(each) == 0:
+        raise ValueError("images must not be empty; got none")
+    sizes, first = [], each[0]
+    for i, x in enumerate(each):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"images must be Tensors; got {type(x).__name__} at {i}")
+        if x.dim() != 3:
+            raise ValueError(f"images must have shape {shape}; got {list(x.shape)} at {i}")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"images must be uint8 or floating-point; got {x.dtype}")
+        if x.dtype != first.dtype or x.device != first.device:
+            raise ValueError(
+                f"images must be {first.dtype} on {first.device} as the first; got {x.dtype} on {x.device}"
+            )
+        last = channels_last(x)
+        if x.shape[-3] not in (1, 3, 4) and not last:
+            raise ValueError(f"images must have 1, 3 or 4 channels, {shape}; got {list(x.shape)} at {i}")
+        channels = x.shape[-1] if last else x.shape[0]
+        if 0 in x.shape:
+            raise ValueError(f"images must not be empty; got shape {list(x.shape)} at {i}")
+        if channels != (first.shape[-1] if channels_last(first) else first.shape[0]):
+            raise ValueError(f"images must all have one number of channels; got {channels} at {i}")
+        sizes.append((x.shape[0], x.shape[1]) if last else (x.shape[1], x.shape[2]))
+    return sizes, channels
+
+
+def plain(sizes: Sequence[tuple[int, int]], size: int | tuple[int, int], **changes: Any) -> Parameters:
+    """Parameters that resize whole images and do nothing more, except for what `changes` names.
+
+    Args:
+        sizes: height and width of each image.
+        size: of the result, one number for both sides.
+        changes: fields of Parameters.
+    """
+    n = len(sizes)
+    no = torch.zeros(n, dtype=torch.bool)
+    zero, count = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
+    fields: dict[str, Any] = {
+        "box": torch.tensor([(0, 0, height, width) for height, width in sizes], dtype=torch.int64).reshape(n, 4),
+        "size": (size, size) if isinstance(size, int) else size,
+        "horizontal_flip": no,
+        "vertical_flip": no,
+        "turns": count,
+        "angle": zero,
+        "order": torch.arange(4).repeat(n, 1),
+        "jitter": no[:, None].repeat(1, 4),
+        "factors": torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(n, 1),
+        "grey": no,
+        "sigma": zero,
+        "solarize": no,
+        "threshold": zero + 0.5,
+        "invert": no,
+        "bits": count,
+        "erase": torch.zeros(n, 4, dtype=torch.int64),
+    }
+    return Parameters(**{**fields, **changes})

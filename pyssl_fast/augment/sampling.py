@@ -1,0 +1,128 @@
+"""Random numbers that depend on what they are for alone, and the boxes drawn with them.
+
+A number is a function of (seed, epoch, sample index, view, draw): batch, worker and rank do not change it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyssl_fast.functional.checks import check_count
+
+ATTEMPTS = 10
+# SplitMix64 (Steele, Lea and Flood 2014, figure 16), as signed numbers: int64 products wrap.
+_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """x >> bits with zeros moved in; torch's own shift repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+def seed_of(generator: torch.Generator | None = None) -> int:
+    """A seed of 0 to 2⁶³ − 2, drawn from that generator, torch's own if None."""
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+
+
+def uniform(draws: int | Tensor, index: Tensor, *, seed: int, epoch: int = 0, view: int = 0) -> Tensor:
+    """[N, draws] float64 of 0 to 1 (excluded): of each sample, its numbers; the same bits on every device.
+
+    Each counter goes through SplitMix64's mixing, one after the other: no two draws of a sample share a state.
+
+    Args:
+        draws: how many, counted from 0; or their numbers, [draws] int64.
+        index: [N] int64: which samples of the data set.
+        seed, epoch, view: whole numbers of 0 to 2⁶³ − 1.
+
+    Raises:
+        TypeError, ValueError: a wrong number or dtype.
+    """
+    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
+        raise TypeError(f"index must be a Tensor [N] of int64; got {getattr(index, 'dtype', type(index).__name__)}")
+    for name, number in (("seed", seed), ("epoch", epoch), ("view", view)):
+        check_count(name, number, 0)
+        if number >= 1 << 63:
+            raise ValueError(f"{name} must be less than 2⁶³; got {number}")
+    if not isinstance(draws, Tensor):
+        draws = torch.arange(draws, device=index.device)
+    state = _mix(torch.tensor(seed, device=index.device) + _STEP)
+    for counter in (torch.tensor(epoch, device=index.device), index, torch.tensor(view, device=index.device)):
+        state = _mix(state + (counter + 1) * _STEP)
+    bits = _mix(state[:, None] + (draws + 1) * _STEP)
+    return _shift(bits, 11).to(torch.float64) * 2.0**-53
+
+
+def between(u: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * u
+
+
+def below(u: Tensor, count: Tensor) -> Tensor:
+    """Whole numbers of 0 to count − 1, int64."""
+    return torch.minimum((u * count).floor().to(torch.int64), count - 1)
+
+
+def _attempts(
+    u: Tensor, sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """[N, ATTEMPTS] each: an area and its shape, drawn as torchvision draws them."""
+    area = sizes.prod(1, keepdim=True) * between(u[:, :ATTEMPTS], *scale)
+    shape = between(u[:, ATTEMPTS : 2 * ATTEMPTS], math.log(ratio[0]), math.log(ratio[1])).exp()
+    return area, shape
+
+
+def _take_first(fits: Tensor, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    first = fits.to(torch.int64).argmax(1, keepdim=True)
+    return fits.any(1), height.gather(1, first)[:, 0].to(torch.int64), width.gather(1, first)[:, 0].to(torch.int64)
+
+
+def resized_crop(u: Tensor, sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+    """[N, 4] int64: RandomResizedCrop's boxes (Szegedy et al. 2015), by torchvision's rule.
+
+    Ten times an area of scale × the image's and a width : height whose logarithm is uniform; the first that fits lies
+    anywhere in the image. Where none fits: the largest box in the middle whose shape is allowed.
+
+    Args:
+        u: [N, 2·10 + 2] uniform numbers.
+        sizes: [N, 2] int64: height and width.
+    """
+    area, shape = _attempts(u, sizes, scale, ratio)
+    width, height = (area * shape).sqrt().round(), (area / shape).sqrt().round()
+    fits = (width > 0) & (width <= sizes[:, 1:]) & (height > 0) & (height <= sizes[:, :1])
+    found, height, width = _take_first(fits, height, width)
+    tall, wide = sizes.unbind(1)
+    narrow = wide / tall < ratio[0]
+    broad = wide / tall > ratio[1]
+    height = torch.where(found, height, torch.where(narrow, (wide / ratio[0]).round().to(torch.int64), tall))
+    width = torch.where(found, width, torch.where(broad, (tall * ratio[1]).round().to(torch.int64), wide))
+    top = torch.where(found, below(u[:, -2], tall - height + 1), (tall - height) // 2)
+    left = torch.where(found, below(u[:, -1], wide - width + 1), (wide - width) // 2)
+    return torch.stack([top, left, height, width], 1)
+
+
+def erased(u: Tensor, sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+    """[N, 4] int64: RandomErasing's boxes (Zhong et al. 2020, algorithm 1), by torchvision's rule; 0 where none fits.
+
+    Args:
+        u: [N, 2·10 + 2] uniform numbers.
+        sizes: [N, 2] int64: height and width of the results.
+        ratio: height : width.
+    """
+    area, shape = _attempts(u, sizes, scale, ratio)
+    height, width = (area * shape).sqrt().round(), (area / shape).sqrt().round()
+    fits = (height > 0) & (width > 0) & (height < sizes[:, :1]) & (width < sizes[:, 1:])
+    found, height, width = _take_first(fits, height, width)
+    top = below(u[:, -2], sizes[:, 0] - height + 1)
+    left = below(u[:, -1], sizes[:, 1] - width + 1)
+    return torch.where(found[:, None], torch.stack([top, left, height, width], 1), 0)

@@ -1,0 +1,158 @@
+"""Augment family in plain PyTorch: a chain of image operations, sample by sample. The truth in tests.
+
+The arithmetic is that of torchvision's transforms.v2.functional on float tensors: float32, float64 for float64 images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from pyssl_fast.augment.parameters import Images, Parameters
+
+_GREY = (0.2989, 0.587, 0.114)
+
+
+def _planar(x: Tensor) -> Tensor:
+    """[C, H, W] in float32, or float64, 0 to 1, of [C, H, W] or [H, W, C]."""
+    if x.shape[0] not in (1, 3, 4):
+        x = x.permute(2, 0, 1)
+    if x.dtype == torch.uint8:
+        return x.float() / 255
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _rotate(x: Tensor, degrees: float) -> Tensor:
+    """Counter-clockwise about the centre, bilinear, zeros outside."""
+    height, width = x.shape[-2:]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    column = torch.linspace((1 - width) * 0.5, (width - 1) * 0.5, width, device=x.device).to(x.dtype)
+    row = torch.linspace((1 - height) * 0.5, (height - 1) * 0.5, height, device=x.device).to(x.dtype)
+    place = torch.stack([column.expand(height, width), row[:, None].expand(height, width)], 2).reshape(-1, 2)
+    # Divided before the product, as torchvision does: at the borders a rounding error decides.
+    matrix = torch.tensor([[cos, sin], [-sin, cos]], dtype=x.dtype, device=x.device)
+    half = torch.tensor([0.5 * width, 0.5 * height], dtype=x.dtype, device=x.device)
+    grid = (place @ (matrix / half)).reshape(1, height, width, 2)
+    return F.grid_sample(x[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+
+
+def _grey(x: Tensor) -> Tensor:
+    """[1, H, W]: luma of three channels, one channel as it is."""
+    if x.shape[0] == 1:
+        return x
+    return (_GREY[0] * x[0] + _GREY[1] * x[1] + _GREY[2] * x[2])[None]
+
+
+def _blend(x: Tensor, other: Tensor, factor: float) -> Tensor:
+    return (x * factor + other * (1 - factor)).clamp(0, 1)
+
+
+def _hue(x: Tensor, shift: float) -> Tensor:
+    """RGB → HSV, hue + shift of a full turn, → RGB."""
+    red, green = x[0], x[1]
+    low, high = x.amin(0), x.amax(0)
+    flat = high == low
+    saturation = (high - low) / torch.where(flat, 1, high)
+    r, g, b = (high - x) / torch.where(flat, 1, high - low)
+    sixth = torch.where(high == red, b - g, torch.where(high == green, 2 + r - b, 4 + g - r))
+    hue = ((sixth * (1 / 6) + 1).fmod(1) + shift).remainder(1) * 6
+    sector = hue.floor()
+    part = hue - sector
+    q = ((1 - saturation * part) * high).clamp(0, 1)
+    t = ((saturation * part + (1 - saturation)) * high).clamp(0, 1)
+    p = ((1 - saturation) * high).clamp(0, 1)
+    k = sector.to(torch.int64).remainder(6)[None]
+    choose = [(high, t, p), (q, high, p), (p, high, t), (p, q, high), (t, p, high), (high, p, q)]
+    table = torch.stack([torch.stack(c) for c in choose])  # [6, 3, H, W]
+    return table.gather(0, k[None].expand(1, 3, *k.shape[1:]))[0]
+
+
+def _jitter(x: Tensor, operation: int, factor: float) -> Tensor:
+    if operation == 0:
+        return (x * factor).clamp(0, 1)
+    if operation == 1:
+        return _blend(x, _grey(x).mean(), factor)
+    if x.shape[0] == 1:
+        return x
+    return _blend(x, _grey(x), factor) if operation == 2 else _hue(x, factor)
+
+
+def gaussian_taps(sigma: float, taps: int, like: Tensor) -> Tensor:
+    """[taps]: exp(−d² / 2σ²) over its sum."""
+    distance = torch.linspace(-(taps - 1) / 2, (taps - 1) / 2, taps, dtype=like.dtype, device=like.device)
+    return torch.softmax(-0.5 * (distance / sigma).square(), 0)
+
+
+def _blur(x: Tensor, sigma: float, taps: int) -> Tensor:
+    weight, side = gaussian_taps(sigma, taps, x), taps // 2
+    x = F.pad(x[:, None], (side, side, side, side), mode="reflect")
+    return F.conv2d(F.conv2d(x, weight.view(1, 1, 1, -1)), weight.view(1, 1, -1, 1))[:, 0]
+
+
+def _colour(x: Tensor, parameters: Parameters, i: int) -> Tensor:
+    """Jitter and grey of [1 or 3, H, W]."""
+    if parameters.grey_first and parameters.grey[i]:
+        x = _grey(x).expand_as(x)
+    for operation in parameters.order[i].tolist():
+        if parameters.jitter[i, operation]:
+            x = _jitter(x, operation, float(parameters.factors[i, operation]))
+    if not parameters.grey_first and parameters.grey[i]:
+        x = _grey(x).expand_as(x)
+    return x
+
+
+def _point(x: Tensor, parameters: Parameters, i: int) -> Tensor:
+    """Solarize, invert and posterize."""
+    if parameters.solarize[i]:
+        x = torch.where(x >= float(parameters.threshold[i]), 1 - x, x)
+    if parameters.invert[i]:
+        x = 1 - x
+    if parameters.bits[i]:
+        levels = 1 << int(parameters.bits[i])
+        x = (x * levels).floor().clamp(0, levels - 1) / levels
+    return x
+
+
+def _sample(x: Tensor, parameters: Parameters, i: int) -> Tensor:
+    """[C, height, width], normalised. A fourth channel is moved and blurred, its values are not changed."""
+    top, left, height, width = parameters.box[i].tolist()
+    x = _planar(x)[:, top : top + height, left : left + width]
+    if (height, width) != parameters.size:
+        x = F.interpolate(
+            x[None], parameters.size, mode=parameters.interpolation, antialias=parameters.antialias, align_corners=False
+        )[0]
+    flipped = [d for d, flip in ((2, parameters.horizontal_flip), (1, parameters.vertical_flip)) if flip[i]]
+    x = torch.rot90(x.flip(flipped), int(parameters.turns[i]), (1, 2))
+    if parameters.angle[i]:
+        x = _rotate(x, float(parameters.angle[i]))
+    x = torch.cat([_colour(x[:3], parameters, i), x[3:]])
+    if parameters.sigma[i]:
+        x = _blur(x, float(parameters.sigma[i]), parameters.blur_kernel)
+    x = torch.cat([_point(x[:3], parameters, i), x[3:]])
+    if parameters.mean:
+        n = 3 if len(parameters.mean) == 3 else x.shape[0]
+        mean, std = (
+            torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (parameters.mean, parameters.std)
+        )
+        x = torch.cat([(x[:n] - mean) / std, x[n:]])
+    top, left, height, width = parameters.erase[i].tolist()
+    x[:, top : top + height, left : left + width] = parameters.erase_value
+    return x
+
+
+def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
+    """out ← the chain of every image, rounded to out's dtype (uint8: 255·x, to the nearest, within 0 to 255).
+
+    Args:
+        images: [B, C, H, W], [B, H, W, C] or a list of [C, H, W] or [H, W, C].
+        parameters: B samples, checked.
+        out: [B, C, height, width], of any strides.
+    """
+    for i, image in enumerate(images):
+        x = _sample(image, parameters, i)
+        out[i] = (x * 255).round().clamp(0, 255) if out.dtype == torch.uint8 else x

@@ -1,0 +1,108 @@
+"""Bad parameters and images give errors that say what came; samples can be taken out."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pyssl_fast.augment import Parameters, apply, dino, plain
+from pyssl_fast.augment.parameters import FIELDS
+
+
+def changed(**fields) -> Parameters:
+    return dataclasses.replace(plain([(10, 12)] * 2, (6, 8)), **fields)
+
+
+IMAGES = torch.rand(2, 3, 10, 12)
+NAN = float("nan")
+FACTORS = torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 2)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            {"box": torch.tensor([[0, 0, 10, 12], [0, 1, 10, 12]])},
+            "box .* must lie inside the image of 10 × 12 .* sample 1",
+        ),
+        ({"box": torch.tensor([[0, 0, 10, 12], [-1, 0, 5, 5]])}, "box .* must lie inside the image"),
+        ({"box": torch.tensor([[0, 0, 0, 12], [0, 0, 5, 5]])}, "box .* must lie inside the image"),
+        ({"factors": FACTORS * NAN}, "factors .* must be 0 to 1e.06; got nan of sample 0"),
+        ({"factors": FACTORS + torch.tensor([0, 0, 0, NAN])}, "factors .hue. must be -0.5 to 0.5; got nan"),
+        ({"factors": FACTORS[:1]}, r"factors must have shape \[2, 4\]; got \[1, 4\]"),
+        ({"sigma": torch.tensor([0.0, -1.0])}, "sigma must be 0 to 1000; got -1 of sample 1"),
+        ({"sigma": torch.ones(2), "blur_kernel": 13}, "blur_kernel must be 11 or less"),
+        ({"blur_kernel": 4}, "blur_kernel must be odd"),
+        ({"angle": torch.tensor([0.0, NAN])}, "angle must be"),
+        ({"turns": torch.tensor([0, 4])}, "turns must be 0 to 3; got 4"),
+        ({"turns": torch.tensor([0, 1])}, "turns of 1 or 3 need a square size; got 6 × 8"),
+        ({"bits": torch.tensor([0, 9])}, "bits must be 0 to 8"),
+        ({"threshold": torch.tensor([0.5, 1.5])}, "threshold must be 0 to 1"),
+        ({"order": torch.zeros(2, 4, dtype=torch.int64)}, "order must hold 0, 1, 2 and 3 once each"),
+        ({"erase": torch.tensor([[0, 0, 7, 1], [0, 0, 0, 0]])}, "erase .* must lie inside the result of 6 × 8"),
+        ({"mean": (0.5,)}, "mean and std must have one length"),
+        ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, "mean must have 1 or 3 numbers"),
+        ({"mean": (0.5,), "std": (0.0,)}, "std must be"),
+        ({"interpolation": "nearest"}, "interpolation must be one of"),
+        ({"size": (0, 8)}, "size must be 1 or more"),
+    ],
+)
+def test_bad_parameters(fields, message):
+    with pytest.raises(ValueError, match=message):
+        apply(IMAGES, changed(**fields))
+
+
+def test_wrong_types():
+    with pytest.raises(TypeError, match=r"grey must be torch.bool; got torch.int64"):
+        apply(IMAGES, changed(grey=torch.zeros(2, dtype=torch.int64)))
+    with pytest.raises(TypeError, match="parameters must be Parameters; got int"):
+        apply(IMAGES, 3)
+    with pytest.raises(TypeError, match=r"images must be uint8 or floating-point; got torch.int64"):
+        apply(IMAGES.long(), changed())
+    with pytest.raises(TypeError, match="dtype must be uint8 or floating-point"):
+        apply(IMAGES, changed(), dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (torch.rand(0, 3, 10, 12), "images must not be empty"),
+        ([], "images must not be empty"),
+        (torch.rand(3, 10, 12), r"images must have shape \[B, C, H, W\] or \[B, H, W, C\], or be a list"),
+        (torch.rand(2, 2, 10, 12), "images must have 1, 3 or 4 channels"),
+        (torch.rand(2, 3, 0, 12), "images must not be empty"),
+        (torch.rand(3, 3, 10, 12), "images must be 2, one per sample of the parameters; got 3"),
+        ([torch.rand(3, 10, 12), torch.rand(1, 10, 12)], "images must all have one number of channels"),
+        ([torch.rand(3, 10, 12), torch.rand(3, 10, 11)], "box .* must lie inside the image of 10 × 11"),
+        ([torch.rand(3, 10, 12), torch.rand(3, 10, 12).double()], "images must be torch.float32 on cpu as the first"),
+    ],
+)
+def test_bad_images(images, message):
+    with pytest.raises(ValueError, match=message):
+        apply(images, changed())
+
+
+def test_bad_out():
+    with pytest.raises(ValueError, match=r"out must have shape \[2, 3, 6, 8\]; got \[2, 3, 8, 6\]"):
+        apply(IMAGES, changed(), out=torch.empty(2, 3, 8, 6))
+
+
+def test_samples_taken_out():
+    parameters = dino(32).sample([(50, 60)] * 6, seed=3)[1]
+    images = torch.rand(6, 3, 50, 60)
+    whole = apply(images, parameters)
+    for index in (2, -1, slice(1, 4), torch.tensor([5, 0]), torch.arange(6) % 2 == 0):
+        rows = slice(index % 6, index % 6 + 1) if isinstance(index, int) else index
+        assert torch.equal(apply(images[rows], parameters[index]), whole[rows])
+    assert torch.equal(parameters.index_select(torch.tensor([4, 4])).factors, parameters.factors[[4, 4]])
+    with pytest.raises(IndexError, match="there are 6 samples; got index 6"):
+        parameters[6]
+
+
+def test_to_moves_every_tensor():
+    moved = changed().to("meta")
+    assert all(getattr(moved, name).device.type == "meta" for name in FIELDS)
+
+
+def test_repr_is_one_readable_line():
+    assert repr(changed(grey=torch.tensor([True, False]))) == "Parameters(2 → 6 × 8 bilinear antialiased, grey 1)"
