@@ -110,6 +110,24 @@ class Torch:
     def __init__(self, functions: Sequence[int], probe: Any, cdata: int, types: tuple[type, ...]) -> None: ...
     def look(self, tensors: list[Any]) -> tuple[bytes, list[int]] | None: ...
 
+def augment(
+    images: int,
+    channels: int,
+    height: int,
+    width: int,
+    pictures: int,
+    samples: int,
+    bytes: bool,
+    bicubic: bool,
+    antialias: bool,
+    scale: float,
+    mean: int,
+    std: int,
+    erase_value: float,
+    out: int,
+    threads: int,
+) -> None: ...
+
 class Layout:
     def __init__(self, counts: Sequence[int], dtypes: Sequence[Sequence[int]]) -> None: ...
 

@@ -250,6 +250,37 @@ struct Lars {
   bool nesterov, trust_clip, joint;
 };
 
+// ---- augment: images by explicit parameters; see pyssl_fast/kernels/reference/augment.py for all meanings.
+
+struct Picture {
+  const void* data;
+  int64_t channel, row, pixel;  // steps, in elements: pixel 1, or channel 1 and pixel the number of channels
+};
+
+// One row of a table of doubles, as Python fills it.
+struct Sample {
+  double top, left, height, width;  // the crop
+  double horizontal_flip, vertical_flip;
+  double order[4];  // of the colours: 0 brightness, 1 contrast, 2 saturation, 3 hue, −1 none
+  double factors[4];
+  double grey, grey_first;           // the latter before the colours
+  double sigma, taps;                // of the blur; sigma 0: none
+  double threshold, invert, levels;  // solarize, infinity: none; posterize, 0: none
+  double erase[4];                   // top, left, height, width, of the output
+};
+
+struct Augment {
+  int64_t images, channels, height, width;  // of the output
+  const Picture* pictures;                  // [images]
+  const Sample* samples;                    // [images]
+  bool bytes, bicubic, antialias;           // bytes: the input is uint8, else float32
+  double scale;                             // of the input
+  const double *mean, *std;                 // [channels]
+  double erase_value;
+  float* out;  // [images, channels, height, width]
+  int threads;
+};
+
 struct Table {
   const char* name;
   bool has_bfloat16;  // whether the bfloat16 precisions are built; float32 stands in for them where not
@@ -273,6 +304,7 @@ struct Table {
   void (*square_sum)(const SquareSum&);
   void (*adamw)(const Adamw&);
   void (*lars)(const Lars&);
+  void (*augment)(const Augment&);
 };
 
 }  // namespace pyssl

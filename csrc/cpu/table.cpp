@@ -1,4 +1,5 @@
 // Compiled once per instruction set: the entries that the set offers.
+#include "augment/augment.h"
 #include "covariance/covariance.h"
 #include "multi_tensor/multi_tensor.h"
 #include "simd/isa.h"
@@ -28,6 +29,7 @@ const Table table = {PYSSL_ISA_NAME,
                      ema,
                      square_sum,
                      adamw,
-                     lars};
+                     lars,
+                     augment};
 
 }  // namespace pyssl::PYSSL_ISA

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyssl_fast import backend
 from pyssl_fast.augment.parameters import DTYPES, Images, Parameters, image_sizes
-from pyssl_fast.kernels.reference import augment as reference
+from pyssl_fast.backend import kernels
 
 
 def apply(
@@ -47,5 +48,5 @@ def apply(
         raise TypeError(f"out must be uint8 or floating-point; got {out.dtype}")
     elif out.device != images[0].device:
         raise ValueError(f"out must be on the images' device {images[0].device}; got {out.device}")
-    reference.apply(images, parameters, out)
+    kernels(backend.choose("augment", out.new_empty(0, dtype=torch.float32)), "augment").apply(images, parameters, out)
     return out

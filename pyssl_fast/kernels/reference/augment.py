@@ -41,6 +41,16 @@ def _rotate(x: Tensor, degrees: float) -> Tensor:
     return F.grid_sample(x[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
 
 
+def _resize(x: Tensor, parameters: Parameters) -> Tensor:
+    size, narrow = parameters.size, parameters.size[1] == 1
+    if narrow:  # into one column torch's antialiased filters are wrong (2.14: all rows are the first); turned, not
+        x, size = x.mT, (1, size[0])
+    x = F.interpolate(
+        x[None], size, mode=parameters.interpolation, antialias=parameters.antialias, align_corners=False
+    )[0]
+    return x.mT if narrow else x
+
+
 def _grey(x: Tensor) -> Tensor:
     """[1, H, W]: luma of three channels, one channel as it is."""
     if x.shape[0] == 1:
@@ -123,9 +133,7 @@ def _sample(x: Tensor, parameters: Parameters, i: int) -> Tensor:
     top, left, height, width = parameters.box[i].tolist()
     x = _planar(x)[:, top : top + height, left : left + width]
     if (height, width) != parameters.size:
-        x = F.interpolate(
-            x[None], parameters.size, mode=parameters.interpolation, antialias=parameters.antialias, align_corners=False
-        )[0]
+        x = _resize(x, parameters)
     flipped = [d for d, flip in ((2, parameters.horizontal_flip), (1, parameters.vertical_flip)) if flip[i]]
     x = torch.rot90(x.flip(flipped), int(parameters.turns[i]), (1, 2))
     if parameters.angle[i]:
