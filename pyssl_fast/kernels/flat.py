@@ -120,6 +120,7 @@ class Members:
 
     def __init__(self, dicts: Iterable[dict[Any, Any]]) -> None:
         self._dicts = list(dicts)
+        self._held = [list(held.items()) for held in self._dicts]  # so that nothing new gets the address of one of them
         self._seen = self._look()
 
     def _look(self) -> object:

@@ -415,6 +415,17 @@ def test_distributed_models_are_followed_shard_by_shard(tmp_path: Path) -> None:
     assert done.returncode == 0 and "done" in done.stdout, done.stderr[-3000:]
 
 
+def test_a_replaced_layer_is_followed() -> None:
+    for _ in range(20):  # the new one is often given the address of the old one
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+        ema = ModelEMA(model, 0.0)
+        ema.update(model)
+        del model[0]
+        model.insert(0, nn.Linear(3, 4))
+        ema.update(model)
+        assert torch.equal(ema.module[0].weight, model[0].weight)
+
+
 def test_another_module_takes_the_teachers_place() -> None:
     model = nn.Linear(3, 4)
     ema = ModelEMA(model, 0.0)

@@ -118,6 +118,7 @@ def test_members_notice_every_change(built, monkeypatch):
     assert noticed(lambda: model.register_buffer("count", torch.zeros(1)))
     assert noticed(lambda: setattr(model[0], "weight", nn.Parameter(torch.zeros(2, 2))))
     assert noticed(lambda: model[0].register_parameter("bias", None))
+    assert noticed(lambda: (model.pop(0), model.insert(0, nn.Linear(2, 2))))  # often at the address of the old one
     assert not noticed(lambda: model[0].weight.data.zero_())
 
 
