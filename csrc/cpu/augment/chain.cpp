@@ -37,8 +37,8 @@ void lay(Axis& axis, int64_t inputs, int64_t size, bool flip, bool is_cubic, boo
   const int64_t widest = std::min<int64_t>(inputs, static_cast<int64_t>(std::ceil(support)) * 2 + 1);
   axis.size = size;
   axis.taps = 1;
-  axis.first.resize(size);
-  axis.weight.assign(widest * size, 0);
+  axis.first = std::vector<int32_t>(size);  // no resize: its code would be shared between instruction sets
+  axis.weight = std::vector<float>(widest * size);
   for (int64_t i = 0; i < size; ++i) {
     const int64_t at = flip ? size - 1 - i : i;
     const double centre = scale * (i + 0.5);
