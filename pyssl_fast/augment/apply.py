@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyssl_fast import backend
-from pyssl_fast.augment.parameters import DTYPES, Images, Parameters, image_sizes
+from pyssl_fast.augment.parameters import DTYPES, Images, Parameters, channels_last
 from pyssl_fast.backend import kernels
 
 
@@ -36,8 +36,7 @@ def apply(
         # The twin reads them one by one, and waits for the device anyway: so they are checked too.
         parameters = parameters.to("cpu")
         parameters.check(images)
-    _, channels = image_sizes(images)
-    shape = [len(parameters), channels, *parameters.size]
+    shape = [len(parameters), images[0].shape[-1 if channels_last(images[0]) else -3], *parameters.size]
     if out is None:
         if dtype not in DTYPES:
             raise TypeError(f"dtype must be uint8 or floating-point; got {dtype}")

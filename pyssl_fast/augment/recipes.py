@@ -172,14 +172,12 @@ class Recipe:
         """
         size = _sizes(sizes)
         n = len(size)
-        if seed is not None and generator is not None:
-            raise ValueError("seed or generator must be given, not both")
         index = torch.arange(n) if index is None else index
         if not isinstance(index, Tensor) or index.shape != (n,):
             raise ValueError(
                 f"index must be a Tensor [{n}], one number per image; got {getattr(index, 'shape', index)}"
             )
-        seed = sampling.seed_of(generator) if seed is None else seed
+        seed = sampling.seed_of(generator, seed)
         u = sampling.uniform(_DRAWS, index.cpu(), seed=seed, epoch=epoch, view=view)
         no = torch.zeros(n, dtype=torch.bool)
         strength = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], dtype=torch.float64)
@@ -272,9 +270,7 @@ class Views:
         index: Tensor | None = None,
     ) -> list[Parameters]:
         """Each view's parameters; arguments as of Recipe.sample."""
-        if seed is not None and generator is not None:
-            raise ValueError("seed or generator must be given, not both")
-        seed = sampling.seed_of(generator) if seed is None else seed
+        seed = sampling.seed_of(generator, seed)
         return [r.sample(sizes, seed=seed, epoch=epoch, index=index, view=i) for i, r in enumerate(self.recipes)]
 
     def __call__(

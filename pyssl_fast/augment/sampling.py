@@ -30,8 +30,12 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def seed_of(generator: torch.Generator | None = None) -> int:
-    """A seed of 0 to 2⁶³ − 2, drawn from that generator, torch's own if None."""
+def seed_of(generator: torch.Generator | None = None, seed: int | None = None) -> int:
+    """That seed; else one of 0 to 2⁶³ − 2, drawn from that generator, torch's own if None."""
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("seed or generator must be given, not both")
+        return seed
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 

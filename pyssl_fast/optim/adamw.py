@@ -63,7 +63,7 @@ class AdamW(Stepping, torch.optim.AdamW):
         return ("step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []))
 
     def _state_of(self, parameter: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-        if not self.state[parameter]:
+        if "step" not in self.state[parameter]:
             self.state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         return super()._state_of(parameter, names)
 

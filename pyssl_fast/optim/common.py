@@ -81,7 +81,8 @@ class _Plan:
             if not indices:
                 continue
             of = [parameters[i] for i in indices]
-            fresh = [p not in optimizer.state or not optimizer.state[p] for p in of]
+            before = [optimizer.state.get(p, {}) for p in of]
+            fresh = [any([held.get(name) is None for name in names]) for held in before]
             states = [optimizer._state_of(p, names) for p in of] if names else []
             state = {name: lasting(name, [held[name] for held in states]) for name in names}
             teachers: list[Tensor] = []

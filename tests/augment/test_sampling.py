@@ -6,8 +6,8 @@ import torch
 from pyssl_fast.augment import Recipe, sampling, simclr
 from pyssl_fast.augment.parameters import FIELDS
 
-v2 = pytest.importorskip("torchvision.transforms.v2")
-stats = pytest.importorskip("scipy.stats")
+v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision, the peer, is not installed")
+stats = pytest.importorskip("scipy.stats", reason="scipy, whose tests of distributions these are, is not installed")
 
 N = 4000
 RECIPE = Recipe(

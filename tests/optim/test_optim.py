@@ -353,6 +353,19 @@ def test_lars_warms_up_from_nothing_and_takes_sgds_checkpoint() -> None:
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))], "momentum": math.nan})
 
 
+def test_a_buffer_that_a_checkpoint_has_none_of_is_not_dampened() -> None:
+    moved = []
+    for state in ({}, {0: {"momentum_buffer": None}}):  # as torch's SGD saves it before its first step
+        p = nn.Parameter(torch.zeros(3))
+        p.grad = torch.ones(3)
+        optimizer = LARS([p], 0.1, 0.9, dampening=0.5)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        optimizer.step()
+        moved.append(p.detach())
+    torch.testing.assert_close(moved[0], torch.full((3,), -0.1))
+    assert torch.equal(*moved)
+
+
 @each_optimizer
 def test_a_step_without_gradients_moves_the_teacher_alone(make) -> None:
     model = network()

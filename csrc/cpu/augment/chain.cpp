@@ -3,7 +3,6 @@
 // contrast turns around, and the neighbours of blur. Quarter turns and rotations are the twin's.
 #include <cmath>
 #include <utility>
-#include <vector>
 
 #include "../parallel.h"
 #include "../simd/rows.h"
@@ -16,8 +15,8 @@ namespace {
 // Where each output of a resized axis comes from: `taps` inputs from `first` on, with their weights, [taps, size].
 struct Axis {
   int64_t size, taps;
-  std::vector<int32_t> first;
-  std::vector<float> weight;
+  int32_t* first;
+  float* weight;
 };
 
 double triangle(double x) { return std::max(0.0, 1 - std::abs(x)); }
@@ -29,23 +28,32 @@ double cubic(double x, double a) {
   return x < 2 ? ((x - 5) * x + 8) * x * a - 4 * a : 0;
 }
 
-// Of `inputs` from `start` on, at all `extent` of which the borders stand. Antialiased, the filter is as wide as the
-// outputs lie apart, and what it covers of the inputs is weighted to 1; else inputs beyond a border are those at it.
+// By how much the filter is widened, to cover the inputs between two outputs.
+double stretched(double inputs, int64_t size, bool antialias) {
+  return antialias ? std::max(inputs / static_cast<double>(size), 1.0) : 1.0;
+}
+
+// The most inputs that an output can come from.
+int64_t widest(double inputs, int64_t size, bool is_cubic, bool antialias) {
+  const double support = (is_cubic ? 2 : 1) * stretched(inputs, size, antialias);
+  return static_cast<int64_t>(std::min(inputs, std::ceil(support) * 2 + 1));
+}
+
+// Antialiased, what the filter covers of the inputs is weighted to 1; else inputs beyond a border are those at it.
 void lay(Axis& axis, int64_t inputs, int64_t size, bool flip, bool is_cubic, bool antialias) {
-  const double scale = double(inputs) / size, stretch = antialias ? std::max(scale, 1.0) : 1.0;
+  const double scale = double(inputs) / size, stretch = stretched(inputs, size, antialias);
   const double support = (is_cubic ? 2 : 1) * stretch, a = antialias ? -0.5 : -0.75;
-  const int64_t widest = std::min<int64_t>(inputs, static_cast<int64_t>(std::ceil(support)) * 2 + 1);
+  const int64_t most = widest(inputs, size, is_cubic, antialias);
   axis.size = size;
   axis.taps = 1;
-  axis.first = std::vector<int32_t>(size);  // no resize: its code would be shared between instruction sets
-  axis.weight = std::vector<float>(widest * size);
+  std::fill_n(axis.weight, most * size, 0.f);
   for (int64_t i = 0; i < size; ++i) {
     const int64_t at = flip ? size - 1 - i : i;
     const double centre = scale * (i + 0.5);
     const int64_t low = static_cast<int64_t>(std::floor(centre - support + 0.5));
     const int64_t high = static_cast<int64_t>(std::floor(centre + support + 0.5));
     const int64_t begin = std::clamp<int64_t>(low, 0, inputs - 1), end = std::clamp<int64_t>(high, begin + 1, inputs);
-    const int64_t first = std::min(begin, inputs - widest);
+    const int64_t first = std::min(begin, inputs - most);
     double total = 0;
     const auto value = [&](int64_t k) {
       const double x = (k - centre + 0.5) / stretch;
@@ -110,7 +118,7 @@ void resize(const Augment& a, const Picture& picture, const Sample& s, Axis& y, 
     for (int64_t c = 0; c < a.channels; c += together) {
       for (int64_t i = 0; i < count; ++i)
         blend(rows + i * stride, data + c * picture.channel + y.first[top + i] * picture.row, picture.row, line,
-              y.weight.data() + top + i, y.size, y.taps);
+              y.weight + top + i, y.size, y.taps);
       for (int64_t k = 0; k < line; k += kLanes) {
         for (int i = 0; i < kLanes; ++i) turned[k + i] = load(rows + i * stride + k);
         transpose(turned + k);
@@ -121,7 +129,7 @@ void resize(const Augment& a, const Picture& picture, const Sample& s, Axis& y, 
           vf block[kLanes];
           for (int64_t i = 0; i < across; ++i) {
             const vf* from = turned + x.first[left + i] * together + own;
-            const float* weight = x.weight.data() + left + i;
+            const float* weight = x.weight + left + i;
             vf sum = {};
             for (int64_t t = 0; t < x.taps; ++t) sum += weight[t * x.size] * from[t * together];
             block[i] = scale * sum;
@@ -227,32 +235,26 @@ void convolve(float* out, int64_t count, const float* half, int64_t radius, cons
 }
 
 // Separable, borders reflected: first down the columns into a padded row, then along it.
-void blur(float* plane, int64_t height, int64_t width, const std::vector<float>& kernel, float* scratch) {
-  const int64_t radius = static_cast<int64_t>(kernel.size()) / 2;
+void blur(float* plane, int64_t height, int64_t width, const float* half, int64_t radius, float* scratch) {
   float* copy = scratch;
   float* middle = scratch + height * width + radius;
   __builtin_memcpy(copy, plane, height * width * sizeof(float));
   for (int64_t i = 0; i < height; ++i) {
-    convolve(middle, width, kernel.data() + radius, radius,
-             [&](int64_t d) { return copy + reflected(i + d, height) * width; });
+    convolve(middle, width, half, radius, [&](int64_t d) { return copy + reflected(i + d, height) * width; });
     for (int64_t d = 1; d <= radius; ++d) {
       middle[-d] = middle[reflected(-d, width)];
       middle[width - 1 + d] = middle[reflected(width - 1 + d, width)];
     }
-    convolve(plane + i * width, width, kernel.data() + radius, radius, [&](int64_t d) { return middle + d; });
+    convolve(plane + i * width, width, half, radius, [&](int64_t d) { return middle + d; });
   }
 }
 
-std::vector<float> gaussian(double sigma, int64_t size) {
-  std::vector<double> values(size);
-  double total = 0;
-  for (int64_t k = 0; k < size; ++k) {
-    const double x = (k - 0.5 * (size - 1)) / sigma;
-    total += values[k] = std::exp(-0.5 * x * x);
-  }
-  std::vector<float> kernel(size);
-  for (int64_t k = 0; k < size; ++k) kernel[k] = static_cast<float>(values[k] / total);
-  return kernel;
+// A Gaussian's values at 0 to radius, of which all 2·radius + 1 sum to 1.
+void gaussian(float* half, int64_t radius, double sigma) {
+  const auto value = [&](int64_t d) { return std::exp(-0.5 * (d / sigma) * (d / sigma)); };
+  double total = 1;
+  for (int64_t d = 1; d <= radius; ++d) total += 2 * value(d);
+  for (int64_t d = 0; d <= radius; ++d) half[d] = static_cast<float>(value(d) / total);
 }
 
 void colour(const Planes& p, const Sample& s) {
@@ -295,16 +297,21 @@ void finish(const Augment& a, const Sample& s, const float* planes, int64_t imag
 
 void augment(const Augment& a) {
   const int64_t plane = a.height * a.width;
-  int64_t widest = 0, radius = 0;
+  int64_t longest = 0, most = 0, y_taps = 0, x_taps = 0;
   for (int64_t i = 0; i < a.images; ++i) {
-    widest = std::max(widest, static_cast<int64_t>(a.samples[i].width));
-    radius = std::max(radius, static_cast<int64_t>(a.samples[i].taps) / 2);
+    const Sample& s = a.samples[i];
+    longest = std::max(longest, static_cast<int64_t>(s.width));
+    most = std::max(most, static_cast<int64_t>(s.taps) / 2);
+    y_taps = std::max(y_taps, widest(s.height, a.height, a.bicubic, a.antialias));
+    x_taps = std::max(x_taps, widest(s.width, a.width, a.bicubic, a.antialias));
   }
   parallel(useful_threads(a.threads, a.images), [&](Team team) {
-    const int64_t line = widest * a.channels + kLanes;
+    const int64_t line = longest * a.channels + kLanes;
     const Scratch planes(a.channels * plane * 4), rows(line * kLanes * 4), turned(line * kLanes * 4),
-        blurred((plane + a.width + 2 * radius) * 4);
-    Axis y, x;
+        blurred((plane + a.width + 2 * most) * 4), half((most + 1) * 4), down((y_taps + 1) * a.height * 4),
+        across((x_taps + 1) * a.width * 4);
+    Axis y{a.height, 0, down.as<int32_t>(), down.as<float>() + a.height};
+    Axis x{a.width, 0, across.as<int32_t>(), across.as<float>() + a.width};
     for (int64_t i; (i = team.claim()) < a.images;) {
       const Sample& s = a.samples[i];
       float* p = planes.as<float>();
@@ -315,8 +322,10 @@ void augment(const Augment& a) {
       const bool three = a.channels >= 3;  // a fourth is moved and blurred alone
       colour({p, three ? p + plane : nullptr, three ? p + 2 * plane : nullptr, plane}, s);
       if (s.sigma > 0) {
-        const std::vector<float> kernel = gaussian(s.sigma, static_cast<int64_t>(s.taps));
-        for (int64_t c = 0; c < a.channels; ++c) blur(p + c * plane, a.height, a.width, kernel, blurred.as<float>());
+        const int64_t radius = static_cast<int64_t>(s.taps) / 2;
+        gaussian(half.as<float>(), radius, s.sigma);
+        for (int64_t c = 0; c < a.channels; ++c)
+          blur(p + c * plane, a.height, a.width, half.as<float>(), radius, blurred.as<float>());
       }
       point(p, (three ? 3 : 1) * plane, s);
       finish(a, s, p, i);
