@@ -48,7 +48,7 @@ class Part:
 
 
 class _Plan:
-    """Which lists a step is about. To gather them anew takes 1 ms for the parameters of a ResNet-50."""
+    """Which lists a step is about. To gather them anew takes 0.3 to 0.6 ms for a ResNet-50."""
 
     def __init__(
         self,
