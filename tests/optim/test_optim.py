@@ -514,12 +514,17 @@ class Pair(Tensor):
         return Pair(found) if isinstance(found, Tensor) else found
 
 
-@each_optimizer
-def test_a_parameter_that_was_swapped_for_another_kind_is_refused(make) -> None:
+def with_gradients(make) -> tuple[nn.Linear, Any]:
+    """A layer, weights and gradients all there, and its optimizer."""
     model = nn.Linear(3, 4)
-    optimizer = make(model)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
+    return model, make(model)
+
+
+@each_optimizer
+def test_a_parameter_that_was_swapped_for_another_kind_is_refused(make) -> None:
+    model, optimizer = with_gradients(make)
     optimizer.step()
     weight = model.weight
     weight.grad = None
@@ -531,10 +536,7 @@ def test_a_parameter_that_was_swapped_for_another_kind_is_refused(make) -> None:
 
 @each_optimizer
 def test_memory_that_was_freed_is_named(make) -> None:
-    model = nn.Linear(3, 4)
-    optimizer = make(model)
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
+    model, optimizer = with_gradients(make)
     optimizer.step()
     model.weight.untyped_storage().resize_(0)
     with pytest.raises(ValueError, match=r"parameters\[0\] has no memory"):
@@ -543,11 +545,8 @@ def test_memory_that_was_freed_is_named(make) -> None:
 
 @each_optimizer
 def test_other_things_in_the_state_are_left_alone(make) -> None:
-    model = nn.Linear(3, 4)
-    optimizer = make(model)
+    _, optimizer = with_gradients(make)
     optimizer.state["seen"] = 3
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
     optimizer.step()
     optimizer.step()
     assert optimizer.state["seen"] == 3
