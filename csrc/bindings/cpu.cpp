@@ -263,12 +263,12 @@ void lars(const Layout& layout, const Addresses& addresses, const std::vector<ui
                        joint});
 }
 
-// pictures: [images, 4] int64; samples: [images, 25] float64; mean, std: [channels] float64. What they point at is checked
+// pictures: [images, 4] int64; samples: [images, 33] float64; mean, std: [channels] float64. What they point at is checked
 // in Python.
 void augment(int64_t images, int64_t channels, int64_t height, int64_t width, Pointer pictures, Pointer samples,
              bool bytes, bool bicubic, bool antialias, double scale, Pointer mean, Pointer std, double erase_value,
              Pointer out, int threads) {
-  static_assert(sizeof(pyssl::Picture) == 4 * sizeof(int64_t) && sizeof(pyssl::Sample) == 25 * sizeof(double));
+  static_assert(sizeof(pyssl::Picture) == 4 * sizeof(int64_t) && pyssl::kSampleNumbers == 33);
   py::gil_scoped_release release;
   pyssl::table().augment({images, channels, height, width, as<pyssl::Picture>(pictures), as<pyssl::Sample>(samples),
                           bytes, bicubic, antialias, scale, as<double>(mean), as<double>(std), erase_value,

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../samples.h"
+
 namespace pyssl {
 
 enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 2 };
@@ -251,23 +253,6 @@ struct Lars {
 };
 
 // ---- augment: images by explicit parameters; see pyssl_fast/kernels/reference/augment.py for all meanings.
-
-struct Picture {
-  const void* data;
-  int64_t channel, row, pixel;  // steps, in elements: pixel 1, or channel 1 and pixel the number of channels
-};
-
-// One row of a table of doubles, as Python fills it.
-struct Sample {
-  double top, left, height, width;  // the crop
-  double horizontal_flip, vertical_flip;
-  double order[4];  // of the colours: 0 brightness, 1 contrast, 2 saturation, 3 hue, −1 none
-  double factors[4];
-  double grey, grey_first;           // the latter before the colours
-  double sigma, taps;                // of the blur; sigma 0: none
-  double threshold, invert, levels;  // solarize, infinity: none; posterize, 0: none
-  double erase[4];                   // top, left, height, width, of the output
-};
 
 struct Augment {
   int64_t images, channels, height, width;  // of the output

@@ -23,6 +23,9 @@ _TENSORS: dict[str, tuple[torch.dtype, int | None]] = {
     "vertical_flip": (torch.bool, None),
     "turns": (torch.int64, None),
     "angle": (torch.float32, None),
+    "translate": (torch.float32, 2),
+    "zoom": (torch.float32, None),
+    "shear": (torch.float32, 2),
     "order": (torch.int64, 4),
     "jitter": (torch.bool, 4),
     "factors": (torch.float32, 4),
@@ -51,7 +54,9 @@ class Parameters:
         antialias: widen the taps where the box is larger than the result.
         horizontal_flip, vertical_flip: [B] bool.
         turns: [B] int64: 0 to 3 quarter turns, counter-clockwise; 1 and 3 of square results alone.
-        angle: [B] float32: degrees, counter-clockwise about the centre, bilinear, black outside. 0: none.
+        angle, translate, zoom, shear: [B], [B, 2], [B] and [B, 2] float32: one affine map of the result about its centre,
+            bilinear, black outside: degrees counter-clockwise; pixels to the right and down; the factor of growth;
+            degrees along x and along y. 0, 0, 1 and 0: none. torchvision's `affine`, whose angle is clockwise.
         order: [B, 4] int64: a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
         jitter: [B, 4] bool: which of the four are applied, by their number.
         factors: [B, 4] float32, by their number: 0 or more, hue −0.5 to 0.5 of a full turn.
@@ -74,6 +79,9 @@ class Parameters:
     vertical_flip: Tensor
     turns: Tensor
     angle: Tensor
+    translate: Tensor
+    zoom: Tensor
+    shear: Tensor
     order: Tensor
     jitter: Tensor
     factors: Tensor
@@ -100,7 +108,7 @@ class Parameters:
             "horizontal_flip": self.horizontal_flip,
             "vertical_flip": self.vertical_flip,
             "turned": self.turns != 0,
-            "rotated": self.angle != 0,
+            "moved": self.moved,
             "jittered": self.jitter.any(1),
             "grey": self.grey,
             "blurred": self.sigma != 0,
@@ -113,6 +121,21 @@ class Parameters:
         taps = f"{self.interpolation}{' antialiased' if self.antialias else ''}"
         normal = f", mean {self.mean}, std {self.std}" if self.mean else ""
         return f"Parameters({len(self)} → {self.size[0]} × {self.size[1]} {taps}{counts}{normal})"
+
+    @property
+    def moved(self) -> Tensor:
+        """[B] bool: whose affine map is one."""
+        still = (self.angle == 0) & (self.translate == 0).all(1) & (self.zoom == 1) & (self.shear == 0).all(1)
+        return ~still
+
+    def inverse_affine(self) -> Tensor:
+        """[B, 2, 3] float64: (x, y, 1) of a pixel of the moved image, from its centre, to where it comes from."""
+        turn, (along_x, along_y) = -self.angle.double().deg2rad(), self.shear.double().deg2rad().unbind(1)
+        cos, sin = (turn - along_y).cos() / along_y.cos(), (turn - along_y).sin() / along_y.cos()
+        linear = torch.stack(
+            [turn.cos() - sin * along_x.tan(), turn.sin() + cos * along_x.tan(), -sin, cos], 1
+        ).view(-1, 2, 2) / self.zoom.double().view(-1, 1, 1)  # fmt: skip
+        return torch.cat([linear, -linear @ self.translate.double()[..., None]], 2)
 
     def _each(self, change: Any) -> Parameters:
         return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in FIELDS})
@@ -185,6 +208,9 @@ class Parameters:
         for name, low, high in (
             ("turns", 0, 3),
             ("angle", -1e6, 1e6),
+            ("translate", -1e6, 1e6),
+            ("zoom", 1e-3, 1e3),
+            ("shear", -89, 89),
             ("sigma", 0, 1e3),
             ("threshold", 0, 1),
             ("bits", 0, 8),
@@ -288,6 +314,9 @@ def plain(sizes: Sequence[tuple[int, int]], size: int | tuple[int, int], **chang
         "vertical_flip": no,
         "turns": count,
         "angle": zero,
+        "translate": zero[:, None].repeat(1, 2),
+        "zoom": zero + 1,
+        "shear": zero[:, None].repeat(1, 2),
         "order": torch.arange(4).repeat(n, 1),
         "jitter": no[:, None].repeat(1, 4),
         "factors": torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(n, 1),

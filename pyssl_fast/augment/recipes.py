@@ -25,11 +25,12 @@ SWAV_STD = (0.228, 0.224, 0.225)  # its code's own; the published checkpoints we
 
 # Which uniform number decides what. Fixed, so that a recipe without some operation draws the others' numbers alike.
 _CROP = slice(0, 22)
-_HORIZONTAL, _VERTICAL, _TURNS, _ROTATE, _ANGLE, _JITTER, _GREY = range(22, 29)
+_HORIZONTAL, _VERTICAL, _TURNS, _AFFINE, _ANGLE, _JITTER, _GREY = range(22, 29)
 _ORDER, _FACTORS = slice(29, 33), slice(33, 37)
 _BLUR, _SIGMA, _SOLARIZE, _INVERT, _POSTERIZE, _ERASE = range(37, 43)
 _ERASED = slice(43, 65)
-_DRAWS = 65
+_TRANSLATE, _ZOOM, _SHEAR = slice(65, 67), 67, 68
+_DRAWS = 69
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Recipe:
         interpolation, antialias: as in Parameters.
         horizontal_flip, vertical_flip: probabilities.
         turns: quarter turns, 0 to 3 alike.
-        rotate, degrees: probability; the angle is −degrees to degrees.
+        affine: probability of an affine map: an angle of −degrees to degrees; moved by up to translate of the width and
+            of the height, in whole pixels; grown by a factor of zoom, least and largest; sheared along x by −shear to
+            shear degrees. As torchvision's RandomAffine.
         jitter: probability of the colour jitter.
         brightness, contrast, saturation: factors of max(0, 1 − v) to 1 + v. hue: −v to v of a full turn. 0: left out.
         grey: probability; grey_first: before the jitter.
@@ -62,8 +65,11 @@ class Recipe:
     horizontal_flip: float = 0.0
     vertical_flip: float = 0.0
     turns: bool = False
-    rotate: float = 0.0
+    affine: float = 0.0
     degrees: float = 0.0
+    translate: tuple[float, float] = (0.0, 0.0)
+    zoom: tuple[float, float] = (1.0, 1.0)
+    shear: float = 0.0
     jitter: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
@@ -94,14 +100,19 @@ class Recipe:
             check_count("size", side)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         for name in (
-            *("horizontal_flip", "vertical_flip", "rotate", "jitter", "grey", "blur", "solarize", "threshold"),
+            *("horizontal_flip", "vertical_flip", "affine", "jitter", "grey", "blur", "solarize", "threshold"),
             *("invert", "posterize", "erase"),
         ):
             check_within(name, getattr(self, name), 0, 1)
-        for name, most in (("brightness", 1e6), ("contrast", 1e6), ("saturation", 1e6), ("hue", 0.5), ("degrees", 1e6)):
+        for name, most in (
+            *(("brightness", 1e6), ("contrast", 1e6), ("saturation", 1e6), ("hue", 0.5)),
+            *(("degrees", 1e6), ("shear", 89.0)),
+        ):
             check_within(name, getattr(self, name), 0, most)
+        for part in self.translate:
+            check_within("translate", part, 0, 1)
         for name, low, high in (
-            *(("scale", 1e-12, 1.0), ("ratio", 1e-6, 1e6), ("sigma", 1e-3, 1e3)),
+            *(("scale", 1e-12, 1.0), ("ratio", 1e-6, 1e6), ("sigma", 1e-3, 1e3), ("zoom", 1e-3, 1e3)),
             *(("erase_scale", 1e-12, 1.0), ("erase_ratio", 1e-6, 1e6)),
         ):
             pair = getattr(self, name)
@@ -130,7 +141,7 @@ class Recipe:
             (self.horizontal_flip, f"flip{percent(self.horizontal_flip)}"),
             (self.vertical_flip, f"vertical flip{percent(self.vertical_flip)}"),
             (self.turns, "quarter turns"),
-            (self.rotate, f"rotation ±{self.degrees:g}°{percent(self.rotate)}"),
+            (self.affine, f"{self._affine()}{percent(self.affine)}"),
             (self.grey_first and self.grey, f"grey{percent(self.grey)}"),
             (self.jitter, f"jitter {colours}{percent(self.jitter)}"),
             (not self.grey_first and self.grey, f"grey{percent(self.grey)}"),
@@ -144,6 +155,16 @@ class Recipe:
             if on:
                 parts.append(text)
         return f"{self.name or 'Recipe'}: {', '.join(parts)}"
+
+    def _affine(self) -> str:
+        low, high = self.zoom
+        parts = (
+            (self.degrees, f"turn ±{self.degrees:g}°"),
+            (any(self.translate), f"shift ±{100 * self.translate[0]:g} and {100 * self.translate[1]:g} %"),
+            (self.zoom != (1, 1), f"zoom {low:g} to {high:g}"),
+            (self.shear, f"shear ±{self.shear:g}°"),
+        )
+        return ", ".join(text for on, text in parts if on) or "affine"
 
     def _taps(self) -> int:
         taps = self.blur_kernel or 2 * (min(self.size) // 10 // 2) + 1
@@ -191,9 +212,7 @@ class Recipe:
             horizontal_flip=u[:, _HORIZONTAL] < self.horizontal_flip,
             vertical_flip=u[:, _VERTICAL] < self.vertical_flip,
             turns=(u[:, _TURNS] * 4).to(torch.int64) * int(self.turns),
-            angle=torch.where(
-                u[:, _ROTATE] < self.rotate, sampling.between(u[:, _ANGLE], -self.degrees, self.degrees), 0
-            ).float(),
+            **self._moves(u),
             order=u[:, _ORDER].argsort(1),
             jitter=(u[:, _JITTER] < self.jitter)[:, None] & (strength > 0),
             factors=(lowest + (centre + strength - lowest) * u[:, _FACTORS]).float(),
@@ -212,6 +231,18 @@ class Recipe:
             std=self.std,
             erase_value=self.erase_value,
         )
+
+    def _moves(self, u: Tensor) -> dict[str, Tensor]:
+        moved = u[:, _AFFINE] < self.affine
+        height, width = self.size
+        most = torch.tensor([self.translate[0] * width, self.translate[1] * height], dtype=torch.float64)
+        shear = sampling.between(u[:, _SHEAR], -self.shear, self.shear)
+        return {
+            "angle": torch.where(moved, sampling.between(u[:, _ANGLE], -self.degrees, self.degrees), 0).float(),
+            "translate": torch.where(moved[:, None], (most * (2 * u[:, _TRANSLATE] - 1)).round(), 0).float(),
+            "zoom": torch.where(moved, sampling.between(u[:, _ZOOM], *self.zoom), 1).float(),
+            "shear": torch.where(moved[:, None], torch.stack([shear, torch.zeros_like(shear)], 1), 0).float(),
+        }
 
     def __call__(
         self,

@@ -23,7 +23,9 @@ def torchvision(image: torch.Tensor, p: Parameters, i: int, before_solarize: boo
     x = tv.horizontal_flip(x) if p.horizontal_flip[i] else x
     x = tv.vertical_flip(x) if p.vertical_flip[i] else x
     x = tv.rotate(x, 90.0 * int(p.turns[i]))
-    x = tv.rotate(x, float(p.angle[i]), tv.InterpolationMode.BILINEAR) if p.angle[i] else x
+    if p.moved[i]:
+        moves = (-float(p.angle[i]), p.translate[i].tolist(), float(p.zoom[i]), p.shear[i].tolist())
+        x = tv.affine(x, *moves, tv.InterpolationMode.BILINEAR)
     x = tv.rgb_to_grayscale(x, 3) if p.grey[i] and p.grey_first else x
     operations = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     for k in p.order[i].tolist():
@@ -90,6 +92,12 @@ OPERATIONS = {
     "vertical flip": {"vertical_flip": ones(3)},
     "turns": {"turns": torch.tensor([1, 2, 3])},
     "rotation": {"angle": torch.tensor([12.5, -77.0, 200.0])},
+    "affine": {
+        "angle": torch.tensor([25.0, 0.0, -100.0]),
+        "translate": torch.tensor([[3.0, -4.5], [0.25, 0.0], [0.0, 9.0]]),
+        "zoom": torch.tensor([0.6, 1.0, 1.3]),
+        "shear": torch.tensor([[20.0, 0.0], [-15.0, 30.0], [0.0, -7.0]]),
+    },
     "brightness": {"jitter": only(0), "factors": FACTORS},
     "contrast": {"jitter": only(1), "factors": FACTORS},
     "saturation": {"jitter": only(2), "factors": FACTORS},
@@ -142,6 +150,9 @@ def chains(draw) -> tuple[torch.Tensor, Parameters]:
         vertical_flip=chance(n),
         turns=torch.randint(0, 4, (n,), generator=generator),
         angle=chance(n) * (torch.rand(n, generator=generator) * 360 - 180),
+        translate=(chance(n) * torch.randn(2, n, generator=generator)).mT.contiguous(),
+        zoom=torch.where(chance(n), 0.5 + torch.rand(n, generator=generator), 1),
+        shear=(chance(n) * torch.randn(2, n, generator=generator) * 10).mT.contiguous(),
         order=torch.stack([torch.randperm(4, generator=generator) for _ in range(n)]),
         jitter=chance(n, 4),
         factors=strength - torch.tensor([0.0, 0.0, 0.0, 0.5]),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyssl_fast import _cpu
 from pyssl_fast.kernels.reference import augment as reference
+from pyssl_fast.kernels.samples import table
 
 if TYPE_CHECKING:
     from pyssl_fast.augment.parameters import Images, Parameters
@@ -18,7 +19,7 @@ DTYPES = (torch.uint8, torch.float32)  # of images; of others the twin
 
 def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
     """As the twin; turned and rotated samples are the twin's own."""
-    turned = (parameters.turns != 0) | (parameters.angle != 0)
+    turned = (parameters.turns != 0) | parameters.moved
     if images[0].dtype not in DTYPES or bool(turned.all()):
         reference.apply(images, parameters, out)
         return
@@ -44,25 +45,7 @@ def _apply(pictures: list[Tensor], p: Parameters, out: Tensor) -> None:
     if p.mean:
         n = len(p.mean) if len(p.mean) > 1 else out.shape[1]
         mean[:n], std[:n] = (torch.tensor(x, dtype=torch.float64) for x in (p.mean, p.std))
-    # A row for every image, as csrc/cpu/families.h has a Sample.
-    last = (
-        p.grey,
-        torch.full_like(p.grey, p.grey_first),
-        p.sigma,
-        torch.full_like(p.sigma, p.blur_kernel),
-        torch.where(p.solarize, p.threshold, torch.inf),
-        p.invert,
-        torch.where(p.bits > 0, 1 << p.bits, 0),
-    )
-    columns = [
-        p.box,
-        torch.stack([p.horizontal_flip, p.vertical_flip], 1),
-        torch.where(p.jitter.gather(1, p.order), p.order, -1),
-        p.factors,
-        torch.stack([x.double() for x in last], 1),
-        p.erase,
-    ]
-    samples = torch.cat([x.double() for x in columns], 1)
+    samples = table(p)
     is_bytes = pictures[0].dtype == torch.uint8
     _cpu.augment(
         len(pictures),

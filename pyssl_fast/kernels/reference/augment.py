@@ -27,17 +27,15 @@ def _planar(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _rotate(x: Tensor, degrees: float) -> Tensor:
-    """Counter-clockwise about the centre, bilinear, zeros outside."""
+def _move(x: Tensor, matrix: Tensor) -> Tensor:
+    """The affine map of that inverse [2, 3], bilinear, zeros outside."""
     height, width = x.shape[-2:]
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     column = torch.linspace((1 - width) * 0.5, (width - 1) * 0.5, width, device=x.device).to(x.dtype)
     row = torch.linspace((1 - height) * 0.5, (height - 1) * 0.5, height, device=x.device).to(x.dtype)
-    place = torch.stack([column.expand(height, width), row[:, None].expand(height, width)], 2).reshape(-1, 2)
+    place = [y.expand(height, width) for y in (column, row[:, None], torch.ones_like(column))]
     # Divided before the product, as torchvision does: at the borders a rounding error decides.
-    matrix = torch.tensor([[cos, sin], [-sin, cos]], dtype=x.dtype, device=x.device)
     half = torch.tensor([0.5 * width, 0.5 * height], dtype=x.dtype, device=x.device)
-    grid = (place @ (matrix / half)).reshape(1, height, width, 2)
+    grid = (torch.stack(place, 2).reshape(-1, 3) @ (matrix.to(half).mT / half)).reshape(1, height, width, 2)
     return F.grid_sample(x[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
 
 
@@ -136,8 +134,8 @@ def _sample(x: Tensor, parameters: Parameters, i: int) -> Tensor:
         x = _resize(x, parameters)
     flipped = [d for d, flip in ((2, parameters.horizontal_flip), (1, parameters.vertical_flip)) if flip[i]]
     x = torch.rot90(x.flip(flipped), int(parameters.turns[i]), (1, 2))
-    if parameters.angle[i]:
-        x = _rotate(x, float(parameters.angle[i]))
+    if parameters.moved[i]:
+        x = _move(x, parameters[i].inverse_affine()[0])
     x = torch.cat([_colour(x[:3], parameters, i), x[3:]])
     if parameters.sigma[i]:
         x = _blur(x, float(parameters.sigma[i]), parameters.blur_kernel)
