@@ -54,9 +54,9 @@ class Parameters:
         antialias: widen the taps where the box is larger than the result.
         horizontal_flip, vertical_flip: [B] bool.
         turns: [B] int64: 0 to 3 quarter turns, counter-clockwise; 1 and 3 of square results alone.
-        angle, translate, zoom, shear: [B], [B, 2], [B] and [B, 2] float32: one affine map of the result about its centre,
-            bilinear, black outside: degrees counter-clockwise; pixels to the right and down; the factor of growth;
-            degrees along x and along y. 0, 0, 1 and 0: none. torchvision's `affine`, whose angle is clockwise.
+        angle, translate, zoom, shear: [B], [B, 2], [B] and [B, 2] float32: one affine map of the result about its
+            centre, bilinear, black outside: degrees counter-clockwise; pixels to the right and down; the factor of
+            growth; degrees along x and along y. 0, 0, 1, 0: none. torchvision's `affine`, whose angle is clockwise.
         order: [B, 4] int64: a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
         jitter: [B, 4] bool: which of the four are applied, by their number.
         factors: [B, 4] float32, by their number: 0 or more, hue −0.5 to 0.5 of a full turn.

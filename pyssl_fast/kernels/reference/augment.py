@@ -5,7 +5,6 @@ The arithmetic is that of torchvision's transforms.v2.functional on float tensor
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
