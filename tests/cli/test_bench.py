@@ -142,10 +142,10 @@ BAD = {
         ["multi_tensor", "--dtype", "bfloat16"],
         "dtypes of ema are part of it; dtype must be float32",
     ),
-    "no backward of a step": (["multi_tensor", "--mode", "forward"], "--mode: the steps of multi_tensor have no"),
+    "no backward of a step": (["multi_tensor", "--mode", "forward"], "--mode: multi_tensor has no backward"),
     "no products of a step": (
         ["multi_tensor", "--precision", "high"],
-        "--precision: the steps of multi_tensor have no",
+        "--precision: multi_tensor has no backward and no products",
     ),
     "unknown side": (["--sides", "nonsense"], "unknown side 'nonsense'"),
     "unknown precision": (["--precision", "low"], "--precision must be highest, high or medium"),
