@@ -39,7 +39,8 @@ def pictures(views: Views, case: Case, generator: Generator) -> tuple[Tensor, ..
             photo = F.interpolate(photo.permute(2, 0, 1)[None].float(), (height, width)).byte()[0].permute(1, 2, 0)
         top, left = (int(torch.randint(side - case.dim + 1, (), generator=generator)) for side in (height, width))
         image.copy_(photo[top : top + case.dim, left : left + case.dim])
-    results = (torch.empty(case.rows, 3, *recipe.size, device=case.device) for recipe in views.recipes)
+    # Filled, or the first call would take the memory.
+    results = (torch.ones(case.rows, 3, *recipe.size, device=case.device) for recipe in views.recipes)
     return images.to(case.device), *results
 
 
@@ -234,8 +235,8 @@ def dali_pipeline(views: Views, images: Tensor) -> Any:
                 )
             if fn.random.coin_flip(probability=r.grey, dtype=types.BOOL):
                 x = fn.hsv(x, saturation=0.0)
-        if r.blur:
-            if fn.random.coin_flip(probability=r.blur, dtype=types.BOOL):  # noqa: SIM102
+        if r.blur:  # noqa: SIM102
+            if fn.random.coin_flip(probability=r.blur, dtype=types.BOOL):
                 x = fn.gaussian_blur(x, window_size=_taps(r), sigma=fn.random.uniform(range=r.sigma))
         mirror = fn.random.coin_flip(probability=r.horizontal_flip)
         return fn.crop_mirror_normalize(x, dtype=types.FLOAT, output_layout="CHW", mirror=mirror, mean=mean, std=std)
