@@ -163,12 +163,14 @@ class Case:
         object.__setattr__(self, "backward", self.backward and self.system.gradient)
 
     def _check_bare(self) -> None:
-        name, of_images = self.system.name, self.system.keys == "images"
+        name = self.system.name
+        of_rows, of_dim, least = "tensors", "numbers in all tensors", self.rows
+        if self.system.keys == "images":
+            of_rows, of_dim, least = "images", "pixels along a side", 5  # 3 or 4 could be channels
         if self.rows < 1:
-            what = "images" if of_images else "tensors"
-            raise ValueError(f"rows of {name}, its {what}, must be 1 or more; got {self.rows}")
-        if self.dim < self.rows and not of_images:
-            raise ValueError(f"dim of {name}, numbers in all tensors, must be {self.rows} or more; got {self.dim}")
+            raise ValueError(f"rows of {name}, its {of_rows}, must be 1 or more; got {self.rows}")
+        if self.dim < least:
+            raise ValueError(f"dim of {name}, {of_dim}, must be {least} or more; got {self.dim}")
         if self.dtype != torch.float32:
             raise ValueError(f"dtypes of {name} are part of it; dtype must be float32; got {self.dtype}")
 
