@@ -325,19 +325,19 @@ def _one(recipe: Recipe) -> Views:
 
 SIMCLR = system(
     "simclr",
-    "a view of SimCLR's",
+    "SimCLR",
     _one(augment.simclr().recipes[0]),
     ("albumentations", "dali", "torchvision", "torchvision-uint8", "kornia"),
 )
 CROP_FLIP = system(
     "crop-flip",
-    "a crop, a flip",
+    "crop and flip",
     _one(Recipe(horizontal_flip=0.5)),
     ("albumentations", "dali", "torchvision", "torchvision-uint8", "kornia"),
 )
-BYOL = system("byol", "both views of BYOL's", augment.byol())
-MAE = system("mae", "a view of MAE's", _one(augment.mae()))
-DINO = system("dino", "the ten views of DINO's", augment.dino())
+BYOL = system("byol", "BYOL", augment.byol())
+MAE = system("mae", "MAE", _one(augment.mae()))
+DINO = system("dino", "DINO", augment.dino())
 
 # What the kernels are built to be good at, and how good they are to be on two cores with AVX-512.
 CASES = (
