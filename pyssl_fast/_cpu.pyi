@@ -125,7 +125,7 @@ def augment(
     erase_value: float,
     output: int,
     out: int,
-    steps: tuple[int, int, int, int],
+    steps: Sequence[int],
     threads: int,
 ) -> None: ...
 

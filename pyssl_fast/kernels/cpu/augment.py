@@ -23,7 +23,9 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
     places, samples = pictures(images), table(parameters)
     mean, std = normalisation(parameters, out.shape[1])
     _cpu.augment(
-        *out.shape,
+        len(out),
+        out.shape[1],
+        *parameters.size,
         places.data_ptr(),
         samples.data_ptr(),
         PIXELS[images[0].dtype],
