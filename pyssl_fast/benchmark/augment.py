@@ -46,10 +46,10 @@ def pictures(views: Views, case: Case, generator: Generator) -> tuple[Tensor, ..
 
 # ---- ours, and torchvision with the same parameters ------------------------------------------------------------------
 
-Sides = Callable[[Tensor, Parameters, Tensor], object]  # (images, parameters, out)
+Run = Callable[[Tensor, Parameters, Tensor], object]  # (images, parameters, out)
 
 
-def _with_parameters(run: Sides, views: Views, case: Case, images: Tensor, *results: Tensor) -> Call:
+def _with_parameters(run: Run, views: Views, case: Case, images: Tensor, *results: Tensor) -> Call:
     """Each call draws the next epoch's: in one round of a benchmark, the same for all sides that take them."""
     epochs = itertools.count()
 
