@@ -95,7 +95,7 @@ def test_bench_measures_views_by_images_per_second(tmp_path: Path) -> None:
     json_path, png_path, summary = tmp_path / "o.json", tmp_path / "o.png", tmp_path / "o.md"
     sizes = ["--rows", "2,3", "--dim", "32", "--rounds", "1", "--device", "cpu"]
     files = ["--json", str(json_path), "--png", str(png_path), "--markdown", str(summary)]
-    sides = ["--sides", "ours,torchvision,kornia"]
+    sides = ["--sides", "ours,torchvision,torchvision-uint8"]
     result = _bench("augment", "--case", "mae,simclr", *sizes, *sides, *files)
     assert result.exit_code == 0, result.output
     assert "images" in result.output
@@ -107,7 +107,7 @@ def test_bench_measures_views_by_images_per_second(tmp_path: Path) -> None:
         (system, rows, "views") for system in ("mae", "simclr") for rows in (2, 3)
     ]
     assert [case["floor_by"] for case in document["cases"]] == ["bytes"] * 4
-    assert {row["side"] for row in document["results"]} == {"cpu", "torchvision", "kornia"}
+    assert {row["side"] for row in document["results"]} == {"cpu", "torchvision", "torchvision-uint8"}
     assert all(row["loss"] is None for row in document["results"])
     assert "images/s" in summary.read_text()
     assert png_path.stat().st_size > 0
