@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyssl_fast.augment import sampling
 from pyssl_fast.augment.apply import apply
 from pyssl_fast.augment.parameters import INTERPOLATIONS, Images, Parameters, image_sizes
+from pyssl_fast.augment.sampling import Array
 from pyssl_fast.functional.checks import check_choice, check_count, check_within
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,6 +33,8 @@ _BLUR, _SIGMA, _SOLARIZE, _INVERT, _POSTERIZE, _ERASE = range(37, 43)
 _ERASED = slice(43, 65)
 _TRANSLATE, _ZOOM, _SHEAR = slice(65, 67), 67, 68
 _DRAWS = 69
+
+_NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0])  # factors that change nothing
 
 
 @dataclass(frozen=True)
@@ -199,30 +203,33 @@ class Recipe:
                 f"index must be a Tensor [{n}], one number per image; got {getattr(index, 'shape', index)}"
             )
         seed = sampling.seed_of(generator, seed)
-        u = sampling.uniform(_DRAWS, index.cpu(), seed=seed, epoch=epoch, view=view)
-        no = torch.zeros(n, dtype=torch.bool)
-        strength = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], dtype=torch.float64)
-        centre = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
-        lowest = torch.cat([(centre - strength)[:3].clamp(min=0), -strength[3:]])
-        result = torch.tensor([self.size]).expand(n, 2)
-        erase = sampling.erased(u[:, _ERASED], result, self.erase_scale, self.erase_ratio)
-        return Parameters(
-            box=sampling.resized_crop(u[:, _CROP], size, self.scale, self.ratio),
-            size=self.size,
-            horizontal_flip=u[:, _HORIZONTAL] < self.horizontal_flip,
-            vertical_flip=u[:, _VERTICAL] < self.vertical_flip,
-            turns=(u[:, _TURNS] * 4).to(torch.int64) * int(self.turns),
+        u = sampling.uniform(_DRAWS, index.cpu(), seed=seed, epoch=epoch, view=view).numpy()
+        strength = np.array([self.brightness, self.contrast, self.saturation, self.hue])
+        lowest = np.maximum(_NEUTRAL - strength, [0, 0, 0, -0.5])
+        result = np.array([self.size])
+        drawn = {
+            "box": sampling.resized_crop(u[:, _CROP], size, self.scale, self.ratio),
+            "horizontal_flip": u[:, _HORIZONTAL] < self.horizontal_flip,
+            "vertical_flip": u[:, _VERTICAL] < self.vertical_flip,
+            "turns": (u[:, _TURNS] * 4).astype(np.int64) * int(self.turns),
             **self._moves(u),
-            order=u[:, _ORDER].argsort(1),
-            jitter=(u[:, _JITTER] < self.jitter)[:, None] & (strength > 0),
-            factors=(lowest + (centre + strength - lowest) * u[:, _FACTORS]).float(),
-            grey=u[:, _GREY] < self.grey,
-            sigma=torch.where(u[:, _BLUR] < self.blur, sampling.between(u[:, _SIGMA], *self.sigma), 0).float(),
-            solarize=u[:, _SOLARIZE] < self.solarize,
-            threshold=torch.full((n,), self.threshold),
-            invert=u[:, _INVERT] < self.invert,
-            bits=torch.where(u[:, _POSTERIZE] < self.posterize, self.bits, no.to(torch.int64)),
-            erase=torch.where((u[:, _ERASE] < self.erase)[:, None], erase, 0),
+            "order": u[:, _ORDER].argsort(1),
+            "jitter": (u[:, _JITTER] < self.jitter)[:, None] & (strength > 0),
+            "factors": (lowest + (_NEUTRAL + strength - lowest) * u[:, _FACTORS]).astype(np.float32),
+            "grey": u[:, _GREY] < self.grey,
+            "sigma": np.where(u[:, _BLUR] < self.blur, sampling.between(u[:, _SIGMA], *self.sigma), 0).astype(np.float32),
+            "solarize": u[:, _SOLARIZE] < self.solarize,
+            "threshold": np.full(n, self.threshold, np.float32),
+            "invert": u[:, _INVERT] < self.invert,
+            "bits": np.where(u[:, _POSTERIZE] < self.posterize, self.bits, 0),
+            "erase": np.zeros((n, 4), np.int64)
+            if self.erase == 0
+            else (u[:, _ERASE] < self.erase)[:, None]
+            * sampling.erased(u[:, _ERASED], result, self.erase_scale, self.erase_ratio),
+        }
+        return Parameters(
+            **{name: torch.from_numpy(values) for name, values in drawn.items()},
+            size=self.size,
             interpolation=self.interpolation,
             antialias=self.antialias,
             blur_kernel=self._taps(),
@@ -232,17 +239,17 @@ class Recipe:
             erase_value=self.erase_value,
         )
 
-    def _moves(self, u: Tensor) -> dict[str, Tensor]:
+    def _moves(self, u: Array) -> dict[str, Array]:
         moved = u[:, _AFFINE] < self.affine
-        height, width = self.size
-        most = torch.tensor([self.translate[0] * width, self.translate[1] * height], dtype=torch.float64)
+        most = np.array([self.translate[0] * self.size[1], self.translate[1] * self.size[0]])
         shear = sampling.between(u[:, _SHEAR], -self.shear, self.shear)
-        return {
-            "angle": torch.where(moved, sampling.between(u[:, _ANGLE], -self.degrees, self.degrees), 0).float(),
-            "translate": torch.where(moved[:, None], (most * (2 * u[:, _TRANSLATE] - 1)).round(), 0).float(),
-            "zoom": torch.where(moved, sampling.between(u[:, _ZOOM], *self.zoom), 1).float(),
-            "shear": torch.where(moved[:, None], torch.stack([shear, torch.zeros_like(shear)], 1), 0).float(),
+        values = {
+            "angle": np.where(moved, sampling.between(u[:, _ANGLE], -self.degrees, self.degrees), 0),
+            "translate": np.where(moved[:, None], (most * (2 * u[:, _TRANSLATE] - 1)).round(), 0),
+            "zoom": np.where(moved, sampling.between(u[:, _ZOOM], *self.zoom), 1),
+            "shear": np.where(moved, [shear, np.zeros_like(shear)], 0).T,
         }
+        return {name: value.astype(np.float32, order="C") for name, value in values.items()}
 
     def __call__(
         self,
@@ -262,17 +269,16 @@ class Recipe:
         return apply(images, parameters, dtype=dtype, out=out)
 
 
-def _sizes(sizes: Sequence[tuple[int, int]] | Tensor | torch.Size) -> Tensor:
+def _sizes(sizes: Sequence[tuple[int, int]] | Tensor | torch.Size) -> Array:
     """[B, 2] int64."""
     if isinstance(sizes, torch.Size):
-        images, _ = image_sizes(torch.empty(sizes, device="meta"))
-        return torch.tensor(images)
-    size = torch.as_tensor(sizes)
-    if size.dim() != 2 or size.shape[1] != 2 or size.is_floating_point():
+        sizes, _ = image_sizes(torch.empty(sizes, device="meta"))
+    size = np.asarray(sizes.cpu() if isinstance(sizes, Tensor) else sizes)
+    if size.ndim != 2 or size.shape[1] != 2 or size.dtype.kind not in "iu":
         raise ValueError(f"sizes must hold a height and a width for each image; got {list(size.shape)} of {size.dtype}")
-    if size.shape[0] == 0 or bool((size < 1).any()):
+    if len(size) == 0 or (size < 1).any():
         raise ValueError(f"sizes must be 1 pixel or more, of one image or more; got {size.tolist()}")
-    return size.cpu().to(torch.int64)
+    return size.astype(np.int64)
 
 
 @dataclass(frozen=True)
