@@ -206,7 +206,6 @@ class Recipe:
         u = sampling.uniform(_DRAWS, index.cpu(), seed=seed, epoch=epoch, view=view).numpy()
         strength = np.array([self.brightness, self.contrast, self.saturation, self.hue])
         lowest = np.maximum(_NEUTRAL - strength, [0, 0, 0, -0.5])
-        result = np.array([self.size])
         drawn = {
             "box": sampling.resized_crop(u[:, _CROP], size, self.scale, self.ratio),
             "horizontal_flip": u[:, _HORIZONTAL] < self.horizontal_flip,
@@ -215,20 +214,23 @@ class Recipe:
             **self._moves(u),
             "order": u[:, _ORDER].argsort(1),
             "jitter": (u[:, _JITTER] < self.jitter)[:, None] & (strength > 0),
-            "factors": (lowest + (_NEUTRAL + strength - lowest) * u[:, _FACTORS]).astype(np.float32),
+            "factors": lowest + (_NEUTRAL + strength - lowest) * u[:, _FACTORS],
             "grey": u[:, _GREY] < self.grey,
-            "sigma": np.where(u[:, _BLUR] < self.blur, sampling.between(u[:, _SIGMA], *self.sigma), 0).astype(np.float32),
+            "sigma": np.where(u[:, _BLUR] < self.blur, sampling.between(u[:, _SIGMA], *self.sigma), 0),
             "solarize": u[:, _SOLARIZE] < self.solarize,
-            "threshold": np.full(n, self.threshold, np.float32),
+            "threshold": np.full(n, float(self.threshold)),
             "invert": u[:, _INVERT] < self.invert,
             "bits": np.where(u[:, _POSTERIZE] < self.posterize, self.bits, 0),
-            "erase": np.zeros((n, 4), np.int64)
-            if self.erase == 0
-            else (u[:, _ERASE] < self.erase)[:, None]
-            * sampling.erased(u[:, _ERASED], result, self.erase_scale, self.erase_ratio),
+            "erase": np.zeros((n, 4), np.int64),
         }
+        if self.erase:
+            erased = sampling.erased(u[:, _ERASED], np.array([self.size]), self.erase_scale, self.erase_ratio)
+            drawn["erase"] = np.where((u[:, _ERASE] < self.erase)[:, None], erased, 0)
         return Parameters(
-            **{name: torch.from_numpy(values) for name, values in drawn.items()},
+            **{
+                name: torch.from_numpy(x.astype(np.float32) if x.dtype == np.float64 else x)
+                for name, x in drawn.items()
+            },
             size=self.size,
             interpolation=self.interpolation,
             antialias=self.antialias,
@@ -243,13 +245,12 @@ class Recipe:
         moved = u[:, _AFFINE] < self.affine
         most = np.array([self.translate[0] * self.size[1], self.translate[1] * self.size[0]])
         shear = sampling.between(u[:, _SHEAR], -self.shear, self.shear)
-        values = {
+        return {
             "angle": np.where(moved, sampling.between(u[:, _ANGLE], -self.degrees, self.degrees), 0),
             "translate": np.where(moved[:, None], (most * (2 * u[:, _TRANSLATE] - 1)).round(), 0),
             "zoom": np.where(moved, sampling.between(u[:, _ZOOM], *self.zoom), 1),
-            "shear": np.where(moved, [shear, np.zeros_like(shear)], 0).T,
+            "shear": np.where(moved[:, None], np.stack([shear, np.zeros_like(shear)], 1), 0),
         }
-        return {name: value.astype(np.float32, order="C") for name, value in values.items()}
 
     def __call__(
         self,

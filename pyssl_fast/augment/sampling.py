@@ -114,7 +114,7 @@ def _attempts(u: Array, sizes: Array, scale: tuple[float, float], ratio: tuple[f
 
 def _take_first(fits: Array, height: Array, width: Array) -> tuple[Array, Array, Array]:
     row, first = np.arange(len(fits)), fits.argmax(1)
-    return fits.any(1), height[row, first].astype(np.int64), width[row, first].astype(np.int64)
+    return fits[row, first], height[row, first].astype(np.int64), width[row, first].astype(np.int64)
 
 
 def resized_crop(u: Array, sizes: Array, scale: tuple[float, float], ratio: tuple[float, float]) -> Array:
