@@ -23,7 +23,7 @@ MOST_PIXELS = 1 << 16  # along a side, of matplotlib's pictures
 DPI = 150
 # Inches: a picture's side, what is said below it, the spaces between pictures and between draws, the margin, the title.
 SIDE, WORDS, GAP, BETWEEN, MARGIN, HEAD = 2.2, 0.8, 0.22, 0.05, 0.3, 0.75
-LETTERS = 42  # of a line below a picture
+LETTERS = 40  # of a line below a picture
 
 
 @dataclass(frozen=True)

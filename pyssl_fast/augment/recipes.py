@@ -136,7 +136,8 @@ class Recipe:
 
         low, high = self.scale
         parts = [
-            f"crop {100 * low:g} to {100 * high:g} % → {self.size[0]} × {self.size[1]} {self.interpolation}"
+            f"{'whole' if low == 1 else f'crop {100 * low:g} to {100 * high:g} %'} → {self.size[0]} × {self.size[1]}"
+            f" {self.interpolation}"
             f"{'' if self.antialias else ' without antialias'}"
         ]
         colours = f"{self.brightness:g}/{self.contrast:g}/{self.saturation:g}/{self.hue:g}"
