@@ -334,7 +334,7 @@ def two_views(first: Recipe, second: Recipe | None = None) -> Views:
 
 
 def multi_crop(first: Recipe, second: Recipe, local: Recipe, count: int) -> Views:
-    """Two global views and `count` local ones (Caron et al. 2020, section 3.3)."""
+    """Two global views and `count` local ones (Caron et al. 2020, section 3.2)."""
     check_count("count", count, 0)
     return Views((first, second, *[local] * count))
 
@@ -428,7 +428,7 @@ def dinov2(size: int = 224, local_size: int = 96, count: int = 8, inverted_blur:
 
 
 def swav(size: int = 224, local_size: int = 96, count: int = 6) -> Views:
-    """SwAV (Caron et al. 2020, section 3.3, and its code): 2 global and 6 local views."""
+    """SwAV (Caron et al. 2020, section 3.2, and its code): 2 global and 6 local views."""
     first = _photograph(_SIMCLR, size=size, scale=(0.14, 1.0), blur=0.5, std=SWAV_STD, name="SwAV global")
     local = dataclasses.replace(first, size=(local_size, local_size), scale=(0.05, 0.14), name="SwAV local")
     return multi_crop(first, first, local, count)
