@@ -65,10 +65,19 @@ inline void lay(Axis& axis, int64_t inputs, int64_t size, bool flip, bool is_cub
   }
 }
 
+template <int... lane>
+__attribute__((always_inline)) inline vf shuffled(vf x, vf y) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(x, y, lane...);
+#else
+  return __builtin_shuffle(x, y, vi{lane...});
+#endif
+}
+
 template <int half, int... lane>
 __attribute__((always_inline)) inline void exchange(vf& x, vf& y, std::integer_sequence<int, lane...>) {
-  const vf low = __builtin_shufflevector(x, y, (lane & half ? kLanes + lane - half : lane)...);
-  y = __builtin_shufflevector(x, y, (lane & half ? kLanes + lane : lane + half)...);
+  const vf low = shuffled<(lane & half ? kLanes + lane - half : lane)...>(x, y);
+  y = shuffled<(lane & half ? kLanes + lane : lane + half)...>(x, y);
   x = low;
 }
 
