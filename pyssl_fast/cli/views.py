@@ -48,7 +48,9 @@ def views(images: tuple[Path, ...], recipe: str, out: Path, rows: int, size: int
             image = to_tensor(files.picture(i))
             height, width = image.shape[1:]
             if min(height, width) < size:
-                click.echo(f"{path}: {height} × {width} pixels, fewer than the views' {size} × {size}: it is enlarged")
+                click.echo(
+                    f"{path}: {height} × {width} pixels, fewer than the views' {size} × {size}: crops are enlarged"
+                )
             for row in range(rows):
                 sampled = chosen.sample([(height, width)], seed=seed, epoch=row, index=torch.tensor([i]))
                 draws.append(

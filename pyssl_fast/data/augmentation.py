@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +70,9 @@ def _photograph(plain: Recipe, strengths: Sequence[float], blur: float) -> Recip
     )
 
 
-def fused(recipes: Sequence[Recipe], pictures: Sequence[Image.Image], seed: int, epoch: int, index: list[int]) -> Any:
+def fused(
+    recipes: Sequence[Recipe], pictures: Sequence[Image.Image], seed: int, epoch: int, index: list[int]
+) -> list[Tensor]:
     """All views of a batch of pictures, uint8 [B, C, height, width] per recipe; index: the pictures' numbers."""
     with use_backend("reference" if backend.selected() == "reference" else "auto"):  # the losses' may be a GPU's
         return Transform(Views(tuple(recipes)), dtype=torch.uint8, seed=seed)(list(pictures), index=index, epoch=epoch)

@@ -71,7 +71,7 @@ def test_what_was_done_is_said_in_order():
 
 def test_small_images_are_said_to_be_enlarged(photos, tmp_path):
     outcome = invoke(*photos, "--out", tmp_path / "out.png", "--rows", 1)
-    assert outcome.output.count("40 × 50 pixels, fewer than the views' 224 × 224: it is enlarged") == 2
+    assert outcome.output.count("40 × 50 pixels, fewer than the views' 224 × 224: crops are enlarged") == 2
 
 
 @pytest.mark.parametrize(
