@@ -29,7 +29,9 @@ def _recipe(name: str, size: int) -> Views:
 @click.option("--out", default="views.png", show_default=True, callback=writable, metavar="FILE", help="A PNG picture.")
 @click.option("--rows", type=click.IntRange(1), default=2, show_default=True, help="Draws of every image.")
 @click.option("--size", type=click.IntRange(1), default=224, show_default=True, help="Pixels, of the largest views.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another one draws other views.")
+@click.option(
+    "--seed", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True, help="Another one draws other views."
+)
 def views(images: tuple[Path, ...], recipe: str, out: Path, rows: int, size: int, seed: int) -> None:
     """Draw the views that a recipe makes of images, and say what was done to each."""
     if importlib.util.find_spec("matplotlib") is None:
