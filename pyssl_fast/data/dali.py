@@ -90,7 +90,7 @@ class DALILoader:
             the order brightness, contrast, saturation, hue for all; contrast about mid-grey, not the image's mean; hue
             as a rotation in YIQ, not HSV. No quarter turns, affine maps, inversion, posterising or erasing.
         decode_size: where the shorter side of an image is longer, it is scaled to it, in pixels, antialiased, before
-            anything else: less memory for large photographs. None: all stay as they are.
+            anything else: less memory for each batch decoded ahead. None: all stay as they are.
 
     Raises:
         TypeError, ValueError: a wrong argument.
@@ -297,7 +297,7 @@ class DALILoader:
             planned, raw = decoding.popleft()
             try:
                 (decoded,) = pipeline.outputs(self._stream())
-            except RuntimeError as error:
+            except Exception as error:  # DALI has several
                 self._find_unreadable(planned.indices, raw, error)
                 raise
             following = next(read, None)
@@ -332,7 +332,7 @@ class DALILoader:
             pipeline.feed_input("encoded", [encoded])
             try:
                 pipeline.run()
-            except RuntimeError:
+            except Exception:
                 raise _Unreadable(index, unreadable(self.images.places[index], _reason(encoded))) from cause
 
     def _batch(self, indices: list[int], decoded: Any) -> DALIBatch:
@@ -374,7 +374,8 @@ def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _reason(encoded: Bytes) -> str:
     """Pillow's, whose words say more than DALI's."""
     try:
-        with Image.open(io.BytesIO(encoded.tobytes())) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded.tobytes())) as image:
+            warnings.simplefilter("ignore")
             image.load()
             return f"DALI cannot decode this {image.format}"
     except Exception as error:  # what a broken file raises differs by format: OSError, SyntaxError, ValueError, ...

@@ -80,12 +80,13 @@ def open_source(source: Source) -> EncodedImages:
         DataError: there are no images, an archive is damaged or compressed, or some images have labels and others none.
     """
     if isinstance(source, (str, Path)):
-        if os.path.isdir(source):
-            images, classes = class_folders(Path(source))
+        where = os.path.expanduser(source)
+        if os.path.isdir(where):
+            images, classes = class_folders(Path(where))
             return EncodedImages([Place(str(path)) for path in images.paths], images.labels, classes)
-        if not os.fspath(source).endswith(".tar"):
+        if not where.endswith(".tar"):
             raise DataError(f"source must be a folder, a list of files or .tar archives; there is no folder {source}")
-        archives = [os.fspath(source)] if os.path.exists(source) else sorted(glob.glob(os.fspath(source)))
+        archives = [where] if os.path.exists(where) else sorted(glob.glob(where))
         if not archives:
             raise DataError(f"there is no archive {source}")
         return _archives(archives)
