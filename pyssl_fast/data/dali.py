@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from pyssl_fast.augment import Parameters, Recipe, Views
 from pyssl_fast.augment.parameters import DTYPES, SATURATION
@@ -23,7 +24,8 @@ from pyssl_fast.data.images import DataError
 from pyssl_fast.functional.checks import check_choice, check_count
 
 try:
-    from nvidia.dali import Pipeline, fn, math, pipeline_def, types
+    from nvidia.dali import Pipeline, fn, pipeline_def, types
+    from nvidia.dali import math as dali_math
 except ImportError as error:
     raise ImportError("pyssl_fast.data.dali needs NVIDIA DALI: pip install pyssl_fast[dali]") from error
 
@@ -86,9 +88,10 @@ class DALILoader:
             batches stay full, and ranks in step.
         threads: DALI's, and as many that read files.
         prefetch: batches that are decoded ahead.
-        augment: "pyssl_fast"; or "dali": the same crops, flips and factors by DALI's operators, on uint8, the jitter in
-            the order brightness, contrast, saturation, hue for all; contrast about mid-grey, not the image's mean; hue
-            as a rotation in YIQ, not HSV. No quarter turns, affine maps, inversion, posterising or erasing.
+        augment: "pyssl_fast"; or "dali": the same crops, flips and factors by DALI's operators, rounded to uint8 after
+            each. The jitter is another there: one matrix per image, in one order for all, contrast before brightness;
+            contrast about mid-grey, not the image's mean; hue as a rotation in YIQ, not HSV. No quarter turns, affine
+            maps, inversion, posterising or erasing.
         decode_size: where the shorter side of an image is longer, it is scaled to it, in pixels, antialiased, before
             anything else: less memory for each batch decoded ahead. None: all stay as they are.
 
@@ -315,7 +318,7 @@ class DALILoader:
             images = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
             if self.decode_size is not None:
                 shape = fn.peek_image_shape(encoded)
-                shorter = math.min(math.min(shape[0], shape[1]), self.decode_size)
+                shorter = dali_math.min(dali_math.min(shape[0], shape[1]), self.decode_size)
                 images = fn.resize(images, resize_shorter=fn.cast(shorter, dtype=types.FLOAT))
             pipeline.set_outputs(images)
         pipeline.build()
@@ -344,7 +347,7 @@ class DALILoader:
             views = [_to_dtype(view, self.dtype) for view in views]
         else:
             # Channels first, in place: an image 3 pixels high would be taken for one that is so already.
-            images = [_to_torch(image).permute(2, 0, 1) for image in decoded]
+            images = [from_dlpack(image).permute(2, 0, 1) for image in decoded]
             views = self.views(images, seed=seed, epoch=epoch, index=index, dtype=self.dtype)
         labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices]).to(self.device)
         return DALIBatch(views, labels, index.to(self.device))
@@ -360,11 +363,6 @@ def _device(device: str | int | torch.device) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu where torch finds no CUDA device; got {found}")
     return found
-
-
-def _to_torch(x: Any) -> Tensor:
-    """A Tensor of DALI's, where it lies."""
-    return torch.utils.dlpack.from_dlpack(x)
 
 
 def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -415,7 +413,7 @@ class DALIViews:
         self._pipeline.feed_input("images", images, cuda_stream=stream)
         for number, p in enumerate(parameters):
             self._pipeline.feed_input(f"rows{number}", list(_rows(p).numpy()))
-        return [_to_torch(view.as_tensor()).clone() for view in self._pipeline.run(stream)]
+        return [from_dlpack(view.as_tensor()).clone() for view in self._pipeline.run(stream)]
 
 
 def _rows(p: Parameters) -> Tensor:

@@ -52,9 +52,9 @@ def test_archives_errors_name_them(tmp_path):
     whole = write_archive(tmp_path / "whole.tar", {"0.jpg": b"a", "0.cls": b"1", "1.jpg": b"b"})
     with pytest.raises(DataError, match=f"no .cls beside 1.jpg of {whole}, but beside 1 other images"):
         open_source(whole)
-    with pytest.raises(DataError, match="0.cls of .*words.tar must hold a class number; got b'cat'"):
+    with pytest.raises(DataError, match=r"0.cls of .*words.tar must hold a class number; got b'cat'"):
         open_source(write_archive(tmp_path / "words.tar", {"0.jpg": b"a", "0.cls": b"cat"}))
-    with pytest.raises(DataError, match="there are no images in .*none.tar"):
+    with pytest.raises(DataError, match=r"there are no images in .*none.tar"):
         open_source(write_archive(tmp_path / "none.tar", {"0.txt": b"a"}))
     (tmp_path / "packed.tar").write_bytes(gzip.compress(whole.read_bytes()))
     with pytest.raises(DataError, match=r"cannot read the archive .*packed.tar.*compressed ones must be unpacked"):
@@ -62,9 +62,9 @@ def test_archives_errors_name_them(tmp_path):
     cut = write_archive(tmp_path / "cut.tar", {"0.jpg": b"a" * 2000})
     images = open_source(cut)
     cut.write_bytes(cut.read_bytes()[:1000])
-    with pytest.raises(DataError, match="cannot read the image 0.jpg of .*cut.tar: the archive has been cut short"):
+    with pytest.raises(DataError, match=r"cannot read the image 0.jpg of .*cut.tar: the archive has been cut short"):
         images.read(0)
-    with pytest.raises(DataError, match="cannot read the archive .*cut.tar"):
+    with pytest.raises(DataError, match=r"cannot read the archive .*cut.tar"):
         open_source(cut)
 
 
