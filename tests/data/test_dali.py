@@ -301,9 +301,11 @@ def test_a_skipped_image_gives_its_place_to_the_next(files, how, reason, prefetc
     assert [batch.indices.tolist() for batch in first] == [[0, 1, 2], [3, 4, 5], [6, 9, 10], [11, 12, 0], [1]]
     views = by_index(first)
     assert all(torch.equal(view, whole[index][0]) for index, (view,) in views.items())
+    resumed = DALILoader(files, CROPS, 3, shuffle=False, drop_last=False, prefetch=prefetch, on_error="skip")
+    resumed.load_state_dict(loader.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it was said
-        assert seen(loader) == [0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 0, 1]
+        assert seen(loader) == seen(resumed) == [0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 0, 1]
 
 
 @pytest.mark.filterwarnings("ignore:cannot read the image")
