@@ -35,6 +35,14 @@ def test_uniform_equals_unsigned_arithmetic():
             assert got[row, draw].item() == (state >> 11) * 2.0**-53
 
 
+def test_uniform_of_a_devices_tensors_is_that_of_arrays():
+    draws, index = torch.arange(5), torch.tensor([0, 3, 2**62, 2**63 - 1])
+    bits = sampling._bits(draws, index, 2**63 - 1, 9, 4)
+    assert torch.equal(
+        bits * torch.tensor(2.0**-53).double(), sampling.uniform(draws, index, seed=2**63 - 1, epoch=9, view=4)
+    )
+
+
 def test_uniform_is_uniform_and_counters_are_independent():
     u = sampling.uniform(8, torch.arange(N), seed=0)
     assert u.min() >= 0 and u.max() < 1
