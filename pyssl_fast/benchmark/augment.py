@@ -201,7 +201,10 @@ def _albumentations(views: Views, case: Case, images: Tensor, *results: Tensor) 
 
 
 def dali_pipeline(views: Views, images: Tensor) -> Any:
-    """`run()` -> ([B, 3, height, width] float32 in DALI's memory) of a recipe without solarization."""
+    """`run()` -> ([B, 3, height, width] float32 in DALI's memory) of a recipe without solarization.
+
+    It draws its own parameters: by ours, as `data.dali.DALIViews` does it, SimCLR takes 1.14 times as long, a crop 1.9.
+    """
     from nvidia.dali import fn, pipeline_def, types
 
     (r,) = views.recipes
