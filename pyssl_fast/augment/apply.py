@@ -31,7 +31,7 @@ def apply(
     """
     if not isinstance(parameters, Parameters):
         raise TypeError(f"parameters must be Parameters; got {type(parameters).__name__}")
-    parameters.check(images)
+    parameters.check_form(images)
     if parameters.box.device.type != "cpu":
         # The twin reads them one by one, and waits for the device anyway: so they are checked too.
         parameters = parameters.to("cpu")
@@ -47,5 +47,8 @@ def apply(
         raise TypeError(f"out must be uint8 or floating-point; got {out.dtype}")
     elif out.device != images[0].device:
         raise ValueError(f"out must be on the images' device {images[0].device}; got {out.device}")
-    kernels(backend.choose("augment", out.new_empty(0, dtype=torch.float32)), "augment").apply(images, parameters, out)
+    name = backend.choose("augment", out.new_empty(0, dtype=torch.float32))
+    if name != "cpu":  # whose kernel looks at the values as it reads them
+        parameters.check(images)
+    kernels(name, "augment").apply(images, parameters, out)
     return out
