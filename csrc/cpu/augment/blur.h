@@ -34,15 +34,41 @@ inline void convolve(float* out, int64_t count, const float* half, int64_t radiu
   for (; k + kLanes <= count; k += kLanes) convolve_block<1>(out, k, half, radius, at);
 }
 
+// Two rows at once: what lies d below the first lies d − 1 below the second, so that each row of the ring is read once for
+// both. first, second ← Σ half[|d|]·rows[d], Σ half[|d|]·rows[d + 1].
+template <int vectors>
+inline void convolve_pair(float* first, float* second, int64_t k, const float* half, int64_t radius,
+                          const float* const* rows) {
+  vf sum[2][vectors], above[vectors], below[vectors];
+#pragma GCC unroll 8
+  for (int u = 0; u < vectors; ++u) {
+    above[u] = load(rows[0] + k + u * kLanes), below[u] = load(rows[1] + k + u * kLanes);
+    sum[0][u] = half[0] * above[u], sum[1][u] = half[0] * below[u];
+  }
+  for (int64_t d = 1; d <= radius; ++d) {
+    const float *up = rows[-d] + k, *down = rows[d + 1] + k, w = half[d];
+#pragma GCC unroll 8
+    for (int u = 0; u < vectors; ++u) {
+      const vf before = load(up + u * kLanes), after = load(down + u * kLanes);
+      sum[0][u] += w * (before + below[u]);
+      sum[1][u] += w * (above[u] + after);
+      above[u] = before, below[u] = after;
+    }
+  }
+#pragma GCC unroll 8
+  for (int u = 0; u < vectors; ++u) store(first + k + u * kLanes, sum[0][u]), store(second + k + u * kLanes, sum[1][u]);
+}
+
 struct Blur {
-  float *half, *middle, *ring;  // [most + 1], [a channel of a row and 2·most], [2·most + 1, row]
-  const float** rows;           // [2·most + 1]
-  int64_t radius, height, begun;
+  float *half, *middle, *ring, *second;  // [most + 1], [a channel of a row and 2·most], [2·most + 2, row], [row]
+  const float** rows;                    // [2·most + 2]
+  int64_t radius, height, done;
 
   // A Gaussian's values at 0 to radius, of which all 2·radius + 1 sum to 1. Those that together are less than 2⁻²⁵ are left
   // out, as float32 would: of 23 taps at σ = 1 eleven remain.
   void begin(double sigma, int64_t taps, int64_t result_height) {
     height = result_height;
+    done = 0;
     radius = taps / 2;
     const auto value = [&](int64_t d) { return std::exp(-0.5 * (d / sigma) * (d / sigma)); };
     double total = 1;
@@ -52,9 +78,7 @@ struct Blur {
     while (radius > 0 && (rest += 2 * value(radius) / total) < 0x1p-25) --radius;
   }
 
-  float* at(int64_t i, int64_t size) const { return ring + i % (2 * radius + 1) * size; }
-
-  // Row i, in order; each(j, row) as soon as row j can be made, in `row`.
+  // Row i, in order; each(j, row) for every row j, in order, as soon as it can be made, in `row` or `second`.
   template <class Each>
   void push(int64_t i, const Row& row, const Each& each) {
     float* out = at(i, row.size());
@@ -67,17 +91,36 @@ struct Blur {
       }
       convolve(out + c * row.length, row.length, half, radius, [x](int64_t d) { return x + d; });
     }
-    if (i >= radius) make(i - radius, row, each);
-    if (i == height - 1)
-      for (int64_t j = std::max<int64_t>(0, height - radius); j < height; ++j) make(j, row, each);
+    const int64_t ready = i == height - 1 ? height : i + 1 - radius;
+    for (; done + 2 <= ready; done += 2) make_two(row, each);
+    if (done < ready && ready == height) make_one(row, each);
+  }
+
+ private:
+  float* at(int64_t i, int64_t size) const { return ring + i % (2 * radius + 2) * size; }
+
+  const float** around(int64_t count, int64_t size) const {
+    for (int64_t d = -radius; d < radius + count; ++d) rows[radius + d] = at(reflected(done + d, height), size);
+    return rows + radius;
   }
 
   template <class Each>
-  void make(int64_t j, const Row& row, const Each& each) const {
-    const float** middle_row = rows + radius;
-    for (int64_t d = -radius; d <= radius; ++d) middle_row[d] = at(reflected(j + d, height), row.size());
-    convolve(row.data, row.size(), half, radius, [middle_row](int64_t d) { return middle_row[d]; });
-    each(j, row);
+  void make_two(const Row& row, const Each& each) const {
+    constexpr int kTogether = kLanes == 16 ? 4 : 2;  // vectors whose sums and neighbours stay in 32 or 16 registers
+    const float** from = around(2, row.size());
+    int64_t k = 0;
+    for (; k + kTogether * kLanes <= row.size(); k += kTogether * kLanes)
+      convolve_pair<kTogether>(row.data, second, k, half, radius, from);
+    for (; k < row.size(); k += kLanes) convolve_pair<1>(row.data, second, k, half, radius, from);
+    each(done, row);
+    each(done + 1, Row{second, row.channels, row.width, row.length});
+  }
+
+  template <class Each>
+  void make_one(const Row& row, const Each& each) const {
+    const float** from = around(1, row.size());
+    convolve(row.data, row.size(), half, radius, [from](int64_t d) { return from[d]; });
+    each(done, row);
   }
 };
 

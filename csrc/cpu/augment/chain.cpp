@@ -62,8 +62,9 @@ class Worker {
     resizer_.from = pieces_.take<const float*>(e.y_taps);
     blur_.half = pieces_.take<float>(e.radius + 1);
     blur_.middle = pieces_.take<float>(length + 2 * e.radius);
-    blur_.ring = pieces_.take<float>((2 * e.radius + 1) * size);
-    blur_.rows = pieces_.take<const float*>(2 * e.radius + 1);
+    blur_.ring = pieces_.take<float>((2 * e.radius + 2) * size);
+    blur_.second = pieces_.take<float>(size);
+    blur_.rows = pieces_.take<const float*>(2 * e.radius + 2);
     planes_ = pieces_.take<float>(e.contrast ? a.height * size : 0);
     mover_.height = a.height;
     mover_.stride = Mover::stride_for(a.width);
@@ -95,7 +96,7 @@ class Worker {
     const bool moved = s.moved != 0;
     Colours colours(s, a_.channels, In::kScale != 1 && !a_.bicubic);
     bool backwards = (s.transposed != 0 ? s.horizontal_flip : s.vertical_flip) != 0;
-    int64_t received = 0, delivered = 0;
+    int64_t delivered = 0;
     double sum = 0;
     if (s.sigma > 0) blur_.begin(s.sigma, static_cast<int64_t>(s.taps), a_.height);
     const auto finish = [&](int64_t i, const Row& row) { write(image, backwards ? a_.height - 1 - i : i, s, row); };
@@ -105,35 +106,39 @@ class Worker {
       else
         finish(delivered++, row);
     };
+    // Where the contrast still needs the mean, rows wait for it in planes.
+    const auto place = [&](int64_t i) { return colours.has_contrast() ? plane_row(i) : row_; };
     const auto colour = [&](const Row& row) {
       colours.before_contrast(row);
       if (!colours.has_contrast()) return deliver(row);
       sum += luma_sum(row);
-      __builtin_memcpy(planes_ + received++ * row.size(), row.data, row.size() * sizeof(float));
     };
     if (moved) {
+      int64_t received = 0;
       mover_.begin(a_.channels);
-      resize<In>(a_, a_.pictures[image], s, resizer_, row_, [&](const Row& row) {
+      const auto put = [&](const Row& row) {
         mover_.put(backwards ? a_.height - 1 - received : received, row);
         ++received;
-      });
+      };
+      resize<In>(a_, a_.pictures[image], s, resizer_, [&](int64_t) { return row_; }, put);
       backwards = false;
-      received = 0;
       for (int64_t i = 0; i < a_.height; ++i) {
-        mover_.get(i, s, row_);
-        colour(row_);
+        const Row row = place(i);
+        mover_.get(i, s, row);
+        colour(row);
       }
     } else {
-      resize<In>(a_, a_.pictures[image], s, resizer_, row_, colour);
+      resize<In>(a_, a_.pictures[image], s, resizer_, place, colour);
     }
     if (!colours.has_contrast()) return;
     const double mean = sum / (static_cast<double>(a_.height) * static_cast<double>(a_.width));
     for (int64_t i = 0; i < a_.height; ++i) {
-      const Row row{planes_ + i * row_.size(), row_.channels, row_.width, row_.length};
-      colours.from_contrast(row, mean);
-      deliver(row);
+      colours.from_contrast(plane_row(i), mean);
+      deliver(plane_row(i));
     }
   }
+
+  Row plane_row(int64_t i) const { return {planes_ + i * row_.size(), row_.channels, row_.width, row_.length}; }
 
   // Point operations, normalised, to where the row belongs, and erased. The row is overwritten.
   void write(int64_t image, int64_t i, const Sample& s, const Row& row) const {

@@ -204,9 +204,9 @@ struct Resizer {
   const float** from;  // [y.taps]
 };
 
-// each(row) for every row of the result, in order; of a flipped one from the last to the first.
-template <class In, class Each>
-void resize(const Augment& a, Picture picture, Sample s, Resizer& r, const Row& row, const Each& each) {
+// Row i of the result into place(i), then each(that row), in order; of a flipped one from the last to the first.
+template <class In, class Place, class Each>
+void resize(const Augment& a, Picture picture, Sample s, Resizer& r, const Place& place, const Each& each) {
   if (s.transposed != 0) {
     std::swap(picture.row, picture.pixel);
     std::swap(s.top, s.left), std::swap(s.height, s.width);
@@ -220,10 +220,11 @@ void resize(const Augment& a, Picture picture, Sample s, Resizer& r, const Row& 
   const bool interleaved = picture.channel == 1 && picture.pixel == a.channels;
   const int64_t step = interleaved ? a.channels : 1,
                 jump = interleaved ? 1 : width;  // in columns, of a pixel, a channel
-  const int64_t rows = ring_rows(r.y.taps), stride = row.size();
+  const int64_t rows = ring_rows(r.y.taps);
   int64_t done = 0;
   for (int64_t i = 0; i < a.height; ++i) {
-    const int64_t first = r.y.first[i];
+    const Row row = place(i);
+    const int64_t first = r.y.first[i], stride = row.size();
     if (first >= done + kLanes) done = first / kLanes * kLanes;
     for (; done < first + r.y.taps; done += kLanes) {
       const auto* lines = data + done * picture.row;
