@@ -21,7 +21,8 @@ def table(p: Parameters) -> Tensor:
         turned_left | turned_right,  # a quarter turn is a flip and a transpose
         p.moved,
         *p.inverse_affine().reshape(-1, 6).unbind(1),
-        *torch.where(p.jitter.gather(1, p.order), p.order, -1).unbind(1),
+        # Clamped: an order on a GPU is not checked, and must not make torch's gather stop the device.
+        *torch.where(p.jitter.gather(1, p.order.clamp(0, 3)), p.order, -1).unbind(1),
         *p.factors.unbind(1),
         p.grey,
         torch.full_like(p.grey, p.grey_first),

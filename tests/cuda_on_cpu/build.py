@@ -15,7 +15,7 @@ ROOT = HERE.parents[1]
 FLAGS = [
     "-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing",
     "-pthread", "-DPYSSL_PARAMETER_BYTES=4096", "-DPYSSL_MAX_BLOCKS=37", f"-I{HERE}", "-x", "c++",
-    str(ROOT / "csrc/cuda/multi_tensor.cu"),
+    str(ROOT / "csrc/cuda/multi_tensor.cu"), str(ROOT / "csrc/cuda/augment.cu"),
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@
 
 #include <math.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -251,7 +252,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return failed ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
-// ---- vectors and 16-bit numbers -------------------------------------------------------------------------------------
+// ---- functions, vectors and 16-bit numbers -------------------------------------------------------------------------------------
+
+using std::max;
+using std::min;
 
 struct alignas(8) uint2 {
   uint32_t x, y;

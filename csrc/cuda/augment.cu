@@ -1,0 +1,524 @@
+// Augment family: a whole augmentation of every image, by explicit parameters, in one to three launches.
+#include "augment.h"
+
+#include "device.cuh"
+
+namespace pyssl::cuda {
+namespace {
+
+using Numbers = SampleOf<float>;  // exact, but for boxes beyond 2²⁴ pixels and the matrix
+
+constexpr int kTileWidth = kWarp, kTileHeight = kThreads / kWarp;  // of the output, a pixel for each thread
+constexpr int kMostChannels = 4;
+
+struct Job {  // what all kernels are given
+  Image image;
+  int64_t step;
+  const Image* each;
+  const Sample* samples;
+  int channels, height, width;
+  bool antialias;
+  float mean[kMostChannels], over_std[kMostChannels], erase_value;
+  char* out;
+  int out_type;
+  int64_t strides[4];
+  float *resized, *coloured, *partials;
+};
+
+// What a block works on: pixels of one image, from (top, left) on.
+struct Tile {
+  int image, top, left;
+
+  __device__ Tile(const Job& job, int height) {
+    const unsigned across = (job.width + kTileWidth - 1) / kTileWidth, down = (job.height + height - 1) / height;
+    image = static_cast<int>(blockIdx.x / (across * down));
+    const unsigned tile = blockIdx.x % (across * down);
+    top = static_cast<int>(tile / across) * height;
+    left = static_cast<int>(tile % across) * kTileWidth;
+  }
+};
+
+__device__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// ---- numbers that may be anything -----------------------------------------------------------------------------------
+
+// To a whole number, low to high; not-a-number is low.
+__device__ int whole(float x, int low, int high) {
+  return x >= static_cast<float>(high) ? high : x > static_cast<float>(low) ? static_cast<int>(x) : low;
+}
+
+// Let not-a-number through, as fminf and fmaxf do not.
+__device__ float at_most(float x, float high) { return x > high ? high : x; }
+__device__ float unit(float x) { return x < 0 ? 0.f : at_most(x, 1); }
+
+// A row of the table, for all threads of the block.
+__device__ void narrow(const Sample& from, Numbers& to) {
+  const int k = static_cast<int>(threadIdx.x);
+  if (k < kSampleNumbers)
+    reinterpret_cast<float*>(&to)[k] = static_cast<float>(reinterpret_cast<const double*>(&from)[k]);
+  __syncthreads();
+}
+
+// ---- pixels ---------------------------------------------------------------------------------------------------------
+
+template <PixelType type>
+__device__ float load(const char* at) {
+  if constexpr (type == PixelType::uint8) return static_cast<float>(*reinterpret_cast<const uint8_t*>(at));
+  if constexpr (type == PixelType::float32) return *reinterpret_cast<const float*>(at);
+  const uint16_t bits = type == PixelType::uint8 ? 0 : *reinterpret_cast<const uint16_t*>(at);
+  return type == PixelType::bfloat16 ? __uint_as_float(static_cast<uint32_t>(bits) << 16)
+                                     : __half2float(__ushort_as_half(bits));
+}
+
+__device__ int64_t plane_offset(const Job& job, int image, int channel, int row, int column) {
+  return ((static_cast<int64_t>(image) * job.channels + channel) * job.height + row) * job.width + column;
+}
+
+// ---- colours --------------------------------------------------------------------------------------------------------
+
+constexpr int kSteps = 6;  // grey or not, the four of the jitter in their order, grey or not
+
+__device__ float luma(const float* x) { return 0.2989f * x[0] + 0.587f * x[1] + 0.114f * x[2]; }
+
+// v − v·s·max(0, min(n, 4 − n, 1)): channel n = 5, 3, 1 plus six times the hue, modulo 6, of HSV. The brightest channel
+// stays as it is, above 1 too, where a cubic filter has overshot.
+__device__ float from_hue(float n, float high, float range) {
+  n -= n >= 6 ? 6.f : 0.f;
+  const float weight = at_most(n < 4 - n ? n : 4 - n, 1);
+  return weight <= 0 ? high : unit(high - range * weight);
+}
+
+__device__ void hue(float* x, float shift) {
+  const float r = x[0], g = x[1], b = x[2];
+  const float high = fmaxf(fmaxf(r, g), b), range = high - fminf(fminf(r, g), b);
+  // In sixths of the circle, −1 to 5. One division, of what the brightest channel chooses: no branch.
+  const float part = high == r ? g - b : high == g ? b - r : r - g;
+  float h = (high == r ? 0.f : high == g ? 2.f : 4.f) + part / (range == 0 ? 1.f : range);
+  h += 6 * shift + 6;
+  h -= h >= 6 ? 6.f : 0.f;
+  h -= h >= 6 ? 6.f : 0.f;
+  x[0] = from_hue(h + 5, high, range);
+  x[1] = from_hue(h + 3, high, range);
+  x[2] = from_hue(h + 1, high, range);
+}
+
+// The step that is a contrast: it waits for the mean. kSteps: none is.
+__device__ int contrast_step(const Numbers& s) {
+  for (int k = 0; k < 4; ++k)
+    if (s.order[k] == 1) return k + 1;
+  return kSteps;
+}
+
+// Steps [from, to), of one channel or of three.
+__device__ void colour(float* x, const Numbers& s, int from, int to, float mean, int channels) {
+  const bool three = channels >= 3;
+#pragma unroll 1
+  for (int k = from; k < to; ++k) {
+    if (k == 0 || k == kSteps - 1) {
+      if (three && s.grey != 0 && (s.grey_first != 0) == (k == 0)) x[0] = x[1] = x[2] = luma(x);
+      continue;
+    }
+    const float which = s.order[k - 1];
+    if (which == 3) {
+      if (three) hue(x, s.factors[3]);
+    } else if (which >= 0 && which < (three ? 3 : 2)) {
+      const float f = which == 0 ? s.factors[0] : which == 1 ? s.factors[1] : s.factors[2];
+      const float rest = which == 0 ? 0.f : (1 - f) * (which == 1 ? mean : luma(x));
+      for (int c = 0; c < 3; ++c) x[c] = unit(f * x[c] + rest);
+    }
+  }
+}
+
+// Solarize, invert, posterize, normalise, erase; rounded to out's type, stored.
+__device__ void store(const Job& job, const Numbers& s, int image, int channel, int row, int column, float x) {
+  if (channel < 3) {
+    if (x >= s.threshold) x = 1 - x;
+    if (s.invert != 0) x = 1 - x;
+    if (s.levels > 0) {
+      const float level = floorf(x * s.levels);
+      x = (level < 0 ? 0.f : at_most(level, s.levels - 1)) / s.levels;
+    }
+  }
+  x = (x - job.mean[channel]) * job.over_std[channel];
+  const float down = static_cast<float>(row) - s.erase[0], across = static_cast<float>(column) - s.erase[1];
+  if (down >= 0 && down < s.erase[2] && across >= 0 && across < s.erase[3]) x = job.erase_value;
+  const int64_t at = image * job.strides[0] + channel * job.strides[1] + row * job.strides[2] + column * job.strides[3];
+  if (job.out_type == static_cast<int>(PixelType::uint8)) {
+    reinterpret_cast<uint8_t*>(job.out)[at] = static_cast<uint8_t>(whole(rintf(255 * x), 0, 255));
+  } else {
+    float value[1] = {x};
+    Part<kAny>{job.out + at * (job.out_type == kFloat32 ? 4 : 2), job.out_type}.store<1>(0, value);
+  }
+}
+
+// What `resample` and `move` end with: a pixel is coloured up to the contrast, and out if nothing more is to come.
+__device__ void settle(const Job& job, const Numbers& s, const Tile& tile, float (&x)[kMostChannels]) {
+  const int row = tile.top + warp(), column = tile.left + lane(), stop = contrast_step(s);
+  const bool inside = row < job.height && column < job.width;
+  colour(x, s, 0, stop, 0, job.channels);
+  const bool done = stop == kSteps && s.sigma == 0;
+#pragma unroll
+  for (int c = 0; c < kMostChannels; ++c)
+    if (inside && c < job.channels) {
+      if (done)
+        store(job, s, tile.image, c, row, column, x[c]);
+      else
+        job.coloured[plane_offset(job, tile.image, c, row, column)] = x[c];
+    }
+  if (stop == kSteps) return;
+  float sum[1] = {!inside ? 0.f : job.channels >= 3 ? luma(x) : x[0]};
+  sum_block(sum);
+  if (threadIdx.x == 0) job.partials[blockIdx.x] = sum[0];
+}
+
+// ---- resample: crop, resize, flips, quarter turns ---------------------------------------------------------------------
+
+// Where an output of a resized axis comes from: `taps` inputs from `first` on, the k-th weighted filter((k + at) / stretch).
+struct Lay {
+  int first, taps;
+  float at;
+};
+
+__device__ float stretched(int inputs, int size, bool antialias) {
+  const float scale = static_cast<float>(inputs) / static_cast<float>(size);
+  return antialias && scale > 1 ? scale : 1.f;
+}
+
+// Antialiased, what the filter covers of the inputs; else inputs beyond a border are meant too, and are those at it.
+// In whole numbers: (i + ½)·inputs / size leaves a float no fraction in a large image, and doubles are slow on most GPUs.
+__device__ Lay lay(int i, int inputs, int size, float support, bool antialias) {
+  const uint64_t over = 2 * static_cast<uint64_t>(size), centre = (2 * static_cast<uint64_t>(i) + 1) * inputs;
+  const int middle = static_cast<int>(centre / over);
+  const float part = static_cast<float>(centre % over) / static_cast<float>(over);
+  int first = middle + static_cast<int>(floorf(part - support + 0.5f));
+  int last = middle + static_cast<int>(floorf(part + support + 0.5f));
+  if (antialias) {
+    first = min(max(first, 0), inputs - 1);
+    last = min(max(last, first + 1), inputs);
+  }
+  return {first, last - first, static_cast<float>(first - middle) - part + 0.5f};
+}
+
+template <bool bicubic>
+__device__ float filter(float x, float a) {
+  x = fabsf(x);
+  if constexpr (!bicubic) return fmaxf(1 - x, 0);
+  const float near = ((a + 2) * x - (a + 3)) * x * x + 1, far = (((x - 5) * x + 8) * x - 4) * a;
+  return x < 1 ? near : x < 2 ? far : 0.f;
+}
+
+template <PixelType type, bool bicubic>
+__global__ void __launch_bounds__(kThreads) resample(const __grid_constant__ Job job) {
+  __shared__ Numbers s;
+  __shared__ Lay lays[kTileWidth + kTileHeight];
+  const Tile tile(job, kTileHeight);
+  narrow(job.samples[tile.image], s);
+
+  Image image = job.each ? job.each[tile.image] : job.image;
+  const char* data = static_cast<const char*>(image.picture.data) + (job.each ? 0 : tile.image * job.step);
+  const int top = whole(s.top, 0, static_cast<int>(image.height) - 1);
+  const int left = whole(s.left, 0, static_cast<int>(image.width) - 1);
+  const int height = whole(s.height, 1, static_cast<int>(image.height) - top);
+  const int width = whole(s.width, 1, static_cast<int>(image.width) - left);
+  const bool transposed = s.transposed != 0;
+  const float down = stretched(height, job.height, job.antialias), across = stretched(width, job.width, job.antialias);
+  const int k = static_cast<int>(threadIdx.x);
+  if (k < kTileWidth + kTileHeight) {  // columns, then rows, of the output
+    const bool vertical = (k >= kTileWidth) != transposed;
+    const int inputs = vertical ? height : width, size = vertical ? job.height : job.width;
+    const int i = min(k < kTileWidth ? tile.left + k : tile.top + k - kTileWidth, size - 1);
+    const bool flip = (vertical ? s.vertical_flip : s.horizontal_flip) != 0;
+    // Of an axis that is not resized, one input alone.
+    const float support = inputs == size ? 0.5f : (bicubic ? 2.f : 1.f) * (vertical ? down : across);
+    lays[k] = lay(flip ? size - 1 - i : i, inputs, size, support, job.antialias);
+  }
+  __syncthreads();
+
+  const Lay of_column = lays[lane()], of_row = lays[kTileWidth + warp()];
+  const Lay y = transposed ? of_column : of_row, x = transposed ? of_row : of_column;
+  constexpr int kItem = type == PixelType::uint8 ? 1 : type == PixelType::float32 ? 4 : 2;
+  const int64_t channel = image.picture.channel * kItem, pixel = image.picture.pixel * kItem;
+  const float a = job.antialias ? -0.5f : -0.75f, over_down = 1 / down, over_across = 1 / across;
+  data += top * image.picture.row * kItem + left * pixel;
+  float sum[kMostChannels] = {}, total = 0;
+#pragma unroll 1
+  for (int i = 0; i < y.taps; ++i) {
+    const char* const line = data + min(max(y.first + i, 0), height - 1) * image.picture.row * kItem;
+    float part[kMostChannels] = {}, weights = 0;
+#pragma unroll 2
+    for (int j = 0; j < x.taps; ++j) {
+      const float weight = filter<bicubic>((static_cast<float>(j) + x.at) * over_across, a);
+      const char* at = line + min(max(x.first + j, 0), width - 1) * pixel;
+      weights += weight;
+      part[0] += weight * load<type>(at);
+      if (job.channels > 1) {
+        part[1] += weight * load<type>(at + channel);
+        part[2] += weight * load<type>(at + 2 * channel);
+      }
+      if (job.channels > 3) part[3] += weight * load<type>(at + 3 * channel);
+    }
+    const float weight = filter<bicubic>((static_cast<float>(i) + y.at) * over_down, a);
+    total += weight * weights;
+#pragma unroll
+    for (int c = 0; c < kMostChannels; ++c) sum[c] += weight * part[c];
+  }
+  // Rounded as a division is: a pixel that stays as it is may lie on a threshold.
+  if (type == PixelType::uint8) total *= 255;
+  const float over = 1 / total;
+#pragma unroll
+  for (int c = 0; c < kMostChannels; ++c) {
+    const float near = sum[c] * over;
+    sum[c] = fmaf(fmaf(-near, total, sum[c]), over, near);
+  }
+  if (s.moved == 0) return settle(job, s, tile, sum);
+  const int row = tile.top + warp(), column = tile.left + lane();
+#pragma unroll
+  for (int c = 0; c < kMostChannels; ++c)
+    if (row < job.height && column < job.width && c < job.channels)
+      job.resized[plane_offset(job, tile.image, c, row, column)] = sum[c];
+}
+
+// ---- move: the affine map -------------------------------------------------------------------------------------------
+
+// Bilinear, zeros outside, with grid_sample's arithmetic: rounded as there.
+__global__ void __launch_bounds__(kThreads) move(const __grid_constant__ Job job) {
+  __shared__ Numbers s;
+  const Tile tile(job, kTileHeight);
+  narrow(job.samples[tile.image], s);
+  if (s.moved == 0) return;
+  const int row = tile.top + warp(), column = tile.left + lane();
+  const float right = static_cast<float>(column) - 0.5f * static_cast<float>(job.width - 1);
+  const float below = static_cast<float>(row) - 0.5f * static_cast<float>(job.height - 1);
+  float place[2];
+#pragma unroll
+  for (int d = 0; d < 2; ++d) {
+    const float half = 0.5f * static_cast<float>(d == 0 ? job.width : job.height), *m = s.matrix + 3 * d;
+    place[d] = (fmaf(below, m[1] / half, right * (m[0] / half)) + m[2] / half + 1) * half - 0.5f;
+  }
+  const float x = floorf(place[0]), y = floorf(place[1]);
+  const int left = whole(x, -2, job.width), top = whole(y, -2, job.height);
+  float sum[kMostChannels] = {};
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    const int i = top + corner / 2, j = left + corner % 2;
+    const float across = place[0] - x, down = place[1] - y;
+    const float weight = (corner % 2 ? across : 1 - across) * (corner / 2 ? down : 1 - down);
+    const bool there = i >= 0 && i < job.height && j >= 0 && j < job.width;
+#pragma unroll
+    for (int c = 0; c < kMostChannels; ++c)
+      if (c < job.channels) sum[c] += weight * (there ? job.resized[plane_offset(job, tile.image, c, i, j)] : 0.f);
+  }
+  settle(job, s, tile, sum);
+}
+
+// ---- finish: from the contrast on, blur -----------------------------------------------------------------------------
+
+constexpr int kBlurTile = kTileWidth;                 // pixels of the output, squared, for a block
+constexpr int kRadius = 12;                           // of a blur for which one piece of the input is enough; even
+constexpr int kSide = kBlurTile + 2 * kRadius;        // of a piece
+constexpr int kPitch = kSide + 1;                     // odd: rows of a warp's 4 are in different banks
+constexpr int kGroup = 4;                             // pixels that a thread sums up together
+constexpr int kGroups = kBlurTile / kGroup;
+static_assert(kGroups * kWarp == kThreads);
+
+// Reflected at the borders. Clamped too, for pixels of the tile that are outside of the image.
+__device__ int reflected(int i, int size) {
+  i = i < 0 ? -i : i >= size ? 2 * (size - 1) - i : i;
+  return min(max(i, 0), size - 1);
+}
+
+// sum[o] += Σ weight[p − o]·from[p·step], over p of [begin, end); all multiples of 4, as is the weights' place in memory.
+__device__ void slide(float (&sum)[kGroup], const float* from, int step, const float* weight, int begin, int end) {
+  const auto read = [&](int p, float* w) {
+    const float4 four = *reinterpret_cast<const float4*>(weight + p);
+    w[0] = four.x;
+    w[1] = four.y;
+    w[2] = four.z;
+    w[3] = four.w;
+  };
+  float w[2 * kGroup];
+  read(begin - kGroup, w);
+#pragma unroll 1
+  for (int p = begin; p < end; p += kGroup) {
+    read(p, w + kGroup);
+#pragma unroll
+    for (int q = 0; q < kGroup; ++q) {
+      const float x = from[(p + q) * step];
+#pragma unroll
+      for (int o = 0; o < kGroup; ++o) sum[o] += w[kGroup + q - o] * x;
+    }
+#pragma unroll
+    for (int q = 0; q < kGroup; ++q) w[q] = w[kGroup + q];
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Job job) {
+  __shared__ Numbers s;
+  __shared__ float piece[3][kSide * kPitch];
+  alignas(16) __shared__ float across[kSide * kBlurTile];                       // blurred along rows
+  alignas(16) __shared__ float weights[2][kBlurTile + kSide];                   // down and across
+  __shared__ float shared[2];
+  const Tile tile(job, kBlurTile);
+  narrow(job.samples[tile.image], s);
+  const int step = contrast_step(s), thread = static_cast<int>(threadIdx.x);
+  const bool blurred = s.sigma != 0;
+  if (step == kSteps && !blurred) return;
+
+  // Beyond 5½ σ there is less than 4·10⁻⁸ of the weight. Even: multiples of 4 all along.
+  const int most = min(whole(s.taps / 2, 0, job.height - 1), min(whole(s.taps / 2, 0, job.width - 1), 1 << 20));
+  const int radius = !blurred ? 0 : (min(most, whole(ceilf(5.5f * fabsf(s.sigma)), 0, most)) + 1) / 2 * 2;
+  const auto gaussian = [&](int d) {
+    const float z = static_cast<float>(d) / s.sigma;
+    return abs(d) <= most ? expf(-0.5f * z * z) : 0.f;
+  };
+  float sum[2] = {};  // of the image's luma, of the weights
+  if (step < kSteps) {
+    const int tiles = ((job.height + kTileHeight - 1) / kTileHeight) * ((job.width + kTileWidth - 1) / kTileWidth);
+    for (int i = thread; i < tiles; i += kThreads) sum[0] += job.partials[static_cast<int64_t>(tile.image) * tiles + i];
+  }
+  for (int d = thread - radius; d <= radius; d += kThreads) sum[1] += gaussian(d);
+  sum_block(sum);
+  if (thread == 0) {
+    shared[0] = sum[0] / (static_cast<float>(job.height) * static_cast<float>(job.width));
+    shared[1] = 1 / (sum[1] * sum[1]);
+  }
+  __syncthreads();
+  const float mean = shared[0], over = shared[1];
+
+  // Three channels are coloured together; the fourth is not.
+#pragma unroll 1
+  for (int first = 0; first < job.channels; first += 3) {
+    const int count = min(job.channels - first, 3);
+    const auto fetch = [&](int row, int column, float* x) {
+#pragma unroll
+      for (int c = 0; c < 3; ++c)
+        if (c < count) x[c] = job.coloured[plane_offset(job, tile.image, first + c, row, column)];
+      if (first == 0) colour(x, s, step, kSteps, mean, job.channels);
+    };
+    const int column = tile.left + lane();
+    float result[3][kGroup] = {};
+    if (!blurred) {
+#pragma unroll
+      for (int o = 0; o < kGroup; ++o) {
+        float x[3] = {};
+        const int row = tile.top + kGroup * warp() + o;
+        if (row < job.height && column < job.width) fetch(row, column, x);
+#pragma unroll
+        for (int c = 0; c < 3; ++c) result[c][o] = x[c];
+      }
+    } else {
+      // Pieces of the input, of which most blurs have one.
+      const int length = kBlurTile + 2 * radius;
+#pragma unroll 1
+      for (int top = 0; top < length; top += kSide) {
+#pragma unroll 1
+        for (int left = 0; left < length; left += kSide) {
+          const int rows = min(kSide, length - top), columns = min(kSide, length - left);
+          for (int k = thread; k < kBlurTile + kSide; k += kThreads) {
+            weights[0][k] = gaussian(k + top - kBlurTile - radius);
+            weights[1][k] = gaussian(k + left - kBlurTile - radius);
+          }
+#pragma unroll 1
+          for (int i = warp(); i < rows; i += kGroups)
+#pragma unroll 1
+            for (int j = lane(); j < columns; j += kWarp) {
+              float x[3] = {};
+              fetch(reflected(tile.top - radius + top + i, job.height),
+                    reflected(tile.left - radius + left + j, job.width), x);
+#pragma unroll
+              for (int c = 0; c < 3; ++c) piece[c][i * kPitch + j] = x[c];
+            }
+          __syncthreads();
+          // Of pixels [at, at + 4) of the tile, the part of this piece.
+          const auto begin = [&](int at, int start) { return max(at - start, 0); };
+          const auto end = [&](int at, int start, int size) { return min(at + kGroup + 2 * radius - start, size); };
+#pragma unroll
+          for (int c = 0; c < 3; ++c) {
+            if (c >= count) break;
+#pragma unroll 1
+            for (int k = thread; k < rows * kGroups; k += kThreads) {
+              const int i = k / kGroups, at = k % kGroups * kGroup;
+              float four[kGroup] = {};
+              slide(four, piece[c] + i * kPitch, 1, weights[1] + kBlurTile - at, begin(at, left),
+                    end(at, left, columns));
+              *reinterpret_cast<float4*>(across + i * kBlurTile + at) = make_float4(four[0], four[1], four[2], four[3]);
+            }
+            __syncthreads();
+            const int at = kGroup * warp();
+            slide(result[c], across + lane(), kBlurTile, weights[0] + kBlurTile - at, begin(at, top),
+                  end(at, top, rows));
+            __syncthreads();
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < 3; ++c)
+#pragma unroll
+      for (int o = 0; o < kGroup; ++o) {
+        const int row = tile.top + kGroup * warp() + o;
+        if (c < count && row < job.height && column < job.width)
+          store(job, s, tile.image, first + c, row, column, blurred ? result[c][o] * over : result[c][o]);
+      }
+  }
+}
+
+template <PixelType type>
+void launch_resample(const Job& job, bool bicubic, int64_t blocks, void* stream) {
+  launch(bicubic ? resample<type, true> : resample<type, false>, blocks, stream, job);
+}
+
+int64_t tiles(int64_t height, int64_t width, int64_t tile_height) {
+  return ((height + tile_height - 1) / tile_height) * ((width + kTileWidth - 1) / kTileWidth);
+}
+
+}  // namespace
+
+// ---- the host's side ------------------------------------------------------------------------------------------------
+
+int64_t partials(int64_t height, int64_t width) { return tiles(height, width, kTileHeight); }
+
+void augment(const Augment& args) {
+  const OnDevice device(args.device);
+  Job job{args.image,
+          args.step,
+          args.each,
+          args.samples,
+          args.channels,
+          args.height,
+          args.width,
+          args.antialias,
+          {},
+          {},
+          static_cast<float>(args.erase_value),
+          static_cast<char*>(args.out),
+          static_cast<int>(args.out_type),
+          {},
+          args.resized,
+          args.coloured,
+          args.partials};
+  for (int c = 0; c < kMostChannels; ++c) {
+    job.mean[c] = static_cast<float>(args.mean[c]);
+    job.over_std[c] = static_cast<float>(args.over_std[c]);
+    job.strides[c] = args.strides[c];
+  }
+  const int64_t blocks = args.images * partials(args.height, args.width);
+  switch (args.type) {
+    case PixelType::uint8:
+      launch_resample<PixelType::uint8>(job, args.bicubic, blocks, args.stream);
+      break;
+    case PixelType::float32:
+      launch_resample<PixelType::float32>(job, args.bicubic, blocks, args.stream);
+      break;
+    case PixelType::float16:
+      launch_resample<PixelType::float16>(job, args.bicubic, blocks, args.stream);
+      break;
+    case PixelType::bfloat16:
+      launch_resample<PixelType::bfloat16>(job, args.bicubic, blocks, args.stream);
+  }
+  if (job.resized) launch(move, blocks, args.stream, job);
+  if (job.coloured) launch(finish, args.images * tiles(args.height, args.width, kBlurTile), args.stream, job);
+}
+
+}  // namespace pyssl::cuda
