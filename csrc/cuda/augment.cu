@@ -1,6 +1,8 @@
 // Augment family: a whole augmentation of every image, by explicit parameters, in one to three launches.
 #include "augment.h"
 
+#include <type_traits>
+
 #include "device.cuh"
 
 namespace pyssl::cuda {
@@ -64,11 +66,24 @@ __device__ void narrow(const Sample& from, Numbers& to) {
 
 template <PixelType type>
 __device__ float load(const char* at) {
-  if constexpr (type == PixelType::uint8) return static_cast<float>(*reinterpret_cast<const uint8_t*>(at));
-  if constexpr (type == PixelType::float32) return *reinterpret_cast<const float*>(at);
-  const uint16_t bits = type == PixelType::uint8 ? 0 : *reinterpret_cast<const uint16_t*>(at);
-  return type == PixelType::bfloat16 ? __uint_as_float(static_cast<uint32_t>(bits) << 16)
-                                     : __half2float(__ushort_as_half(bits));
+  if constexpr (type == PixelType::uint8) return static_cast<float>(__ldg(reinterpret_cast<const uint8_t*>(at)));
+  if constexpr (type == PixelType::float32) return __ldg(reinterpret_cast<const float*>(at));
+  if constexpr (type == PixelType::float16 || type == PixelType::bfloat16) {
+    const uint16_t bits = __ldg(reinterpret_cast<const uint16_t*>(at));
+    return type == PixelType::bfloat16 ? __uint_as_float(static_cast<uint32_t>(bits) << 16)
+                                       : __half2float(__ushort_as_half(bits));
+  }
+}
+
+// base + i·step in one instruction: the compiler, having moved the step's sign out of the loop, takes four.
+__device__ const char* address(const char* base, int i, int step) {
+#ifdef __CUDA_ARCH__
+  const char* at;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(at) : "r"(i), "r"(step), "l"(base));
+  return at;
+#else
+  return base + static_cast<int64_t>(i) * step;
+#endif
 }
 
 __device__ int64_t plane_offset(const Job& job, int image, int channel, int row, int column) {
@@ -208,8 +223,35 @@ __device__ float filter(float x, float a) {
   return x < 1 ? near : x < 2 ? far : 0.f;
 }
 
+// The weighted sum of a crop's pixels, by channel, and of the weights. Strides in bytes.
+template <PixelType type, bool bicubic, int channels>
+__device__ float gather(const char* data, int64_t row, int64_t channel, int pixel, int height, int width, const Lay& y,
+                        const Lay& x, float over_down, float over_across, float a, float* sum) {
+  float total = 0;
+#pragma unroll 1
+  for (int i = 0; i < y.taps; ++i) {
+    const char* line[channels];
+#pragma unroll
+    for (int c = 0; c < channels; ++c) line[c] = data + min(max(y.first + i, 0), height - 1) * row + c * channel;
+    float part[channels] = {}, weights = 0, at = x.at;
+#pragma unroll 2
+    for (int j = x.first; j < x.first + x.taps; ++j, ++at) {
+      const float weight = filter<bicubic>(at * over_across, a);
+      const int k = min(max(j, 0), width - 1);
+      weights += weight;
+#pragma unroll
+      for (int c = 0; c < channels; ++c) part[c] += weight * load<type>(address(line[c], k, pixel));
+    }
+    const float weight = filter<bicubic>((static_cast<float>(i) + y.at) * over_down, a);
+    total += weight * weights;
+#pragma unroll
+    for (int c = 0; c < channels; ++c) sum[c] += weight * part[c];
+  }
+  return total;
+}
+
 template <PixelType type, bool bicubic>
-__global__ void __launch_bounds__(kThreads) resample(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(kThreads, 4) resample(const __grid_constant__ Job job) {
   __shared__ Numbers s;
   __shared__ Lay lays[kTileWidth + kTileHeight];
   const Tile tile(job, kTileHeight);
@@ -223,8 +265,7 @@ __global__ void __launch_bounds__(kThreads) resample(const __grid_constant__ Job
   const int width = whole(s.width, 1, static_cast<int>(image.width) - left);
   const bool transposed = s.transposed != 0;
   const float down = stretched(height, job.height, job.antialias), across = stretched(width, job.width, job.antialias);
-  const int k = static_cast<int>(threadIdx.x);
-  if (k < kTileWidth + kTileHeight) {  // columns, then rows, of the output
+  if (const int k = static_cast<int>(threadIdx.x); k < kTileWidth + kTileHeight) {  // columns, then rows, of the output
     const bool vertical = (k >= kTileWidth) != transposed;
     const int inputs = vertical ? height : width, size = vertical ? job.height : job.width;
     const int i = min(k < kTileWidth ? tile.left + k : tile.top + k - kTileWidth, size - 1);
@@ -238,31 +279,18 @@ __global__ void __launch_bounds__(kThreads) resample(const __grid_constant__ Job
   const Lay of_column = lays[lane()], of_row = lays[kTileWidth + warp()];
   const Lay y = transposed ? of_column : of_row, x = transposed ? of_row : of_column;
   constexpr int kItem = type == PixelType::uint8 ? 1 : type == PixelType::float32 ? 4 : 2;
-  const int64_t channel = image.picture.channel * kItem, pixel = image.picture.pixel * kItem;
-  const float a = job.antialias ? -0.5f : -0.75f, over_down = 1 / down, over_across = 1 / across;
-  data += top * image.picture.row * kItem + left * pixel;
-  float sum[kMostChannels] = {}, total = 0;
-#pragma unroll 1
-  for (int i = 0; i < y.taps; ++i) {
-    const char* const line = data + min(max(y.first + i, 0), height - 1) * image.picture.row * kItem;
-    float part[kMostChannels] = {}, weights = 0;
-#pragma unroll 2
-    for (int j = 0; j < x.taps; ++j) {
-      const float weight = filter<bicubic>((static_cast<float>(j) + x.at) * over_across, a);
-      const char* at = line + min(max(x.first + j, 0), width - 1) * pixel;
-      weights += weight;
-      part[0] += weight * load<type>(at);
-      if (job.channels > 1) {
-        part[1] += weight * load<type>(at + channel);
-        part[2] += weight * load<type>(at + 2 * channel);
-      }
-      if (job.channels > 3) part[3] += weight * load<type>(at + 3 * channel);
-    }
-    const float weight = filter<bicubic>((static_cast<float>(i) + y.at) * over_down, a);
-    total += weight * weights;
-#pragma unroll
-    for (int c = 0; c < kMostChannels; ++c) sum[c] += weight * part[c];
-  }
+  const int64_t row_step = image.picture.row * kItem, channel_step = image.picture.channel * kItem;
+  const int pixel_step = static_cast<int>(image.picture.pixel) * kItem;
+  data += top * row_step + left * image.picture.pixel * kItem;
+  float sum[kMostChannels] = {};
+  const auto sample = [&](auto channels) {
+    return gather<type, bicubic, decltype(channels)::value>(data, row_step, channel_step, pixel_step, height, width, y,
+                                                            x, 1 / down, 1 / across, job.antialias ? -0.5f : -0.75f,
+                                                            sum);
+  };
+  float total = job.channels == 3   ? sample(std::integral_constant<int, 3>())
+                : job.channels == 1 ? sample(std::integral_constant<int, 1>())
+                                    : sample(std::integral_constant<int, 4>());
   // Rounded as a division is: a pixel that stays as it is may lie on a threshold.
   if (type == PixelType::uint8) total *= 255;
   const float over = 1 / total;
@@ -384,28 +412,30 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
     shared[1] = 1 / (sum[1] * sum[1]);
   }
   __syncthreads();
-  const float mean = shared[0], over = shared[1];
+  const float mean = shared[0], over = blurred ? shared[1] : 1;
 
+  const int column = tile.left + lane();
   // Three channels are coloured together; the fourth is not.
 #pragma unroll 1
   for (int first = 0; first < job.channels; first += 3) {
     const int count = min(job.channels - first, 3);
-    const auto fetch = [&](int row, int column, float* x) {
+    const float* const planes = job.coloured + plane_offset(job, tile.image, first, 0, 0);
+    const int64_t plane = static_cast<int64_t>(job.height) * job.width;
+    const auto colour_piece = [&](int at) {
+      float x[3] = {piece[0][at], piece[1][at], piece[2][at]};
+      colour(x, s, step, kSteps, mean, job.channels);
 #pragma unroll
-      for (int c = 0; c < 3; ++c)
-        if (c < count) x[c] = job.coloured[plane_offset(job, tile.image, first + c, row, column)];
-      if (first == 0) colour(x, s, step, kSteps, mean, job.channels);
+      for (int c = 0; c < 3; ++c) piece[c][at] = x[c];
     };
-    const int column = tile.left + lane();
     float result[3][kGroup] = {};
     if (!blurred) {
 #pragma unroll
       for (int o = 0; o < kGroup; ++o) {
-        float x[3] = {};
-        const int row = tile.top + kGroup * warp() + o;
-        if (row < job.height && column < job.width) fetch(row, column, x);
+        const int row = min(tile.top + kGroup * warp() + o, job.height - 1);
+        const float* const from = planes + static_cast<int64_t>(row) * job.width + min(column, job.width - 1);
 #pragma unroll
-        for (int c = 0; c < 3; ++c) result[c][o] = x[c];
+        for (int c = 0; c < 3; ++c)
+          if (c < count) result[c][o] = from[c * plane];
       }
     } else {
       // Pieces of the input, of which most blurs have one.
@@ -419,16 +449,21 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
             weights[0][k] = gaussian(k + top - kBlurTile - radius);
             weights[1][k] = gaussian(k + left - kBlurTile - radius);
           }
-#pragma unroll 1
-          for (int i = warp(); i < rows; i += kGroups)
-#pragma unroll 1
-            for (int j = lane(); j < columns; j += kWarp) {
-              float x[3] = {};
-              fetch(reflected(tile.top - radius + top + i, job.height),
-                    reflected(tile.left - radius + left + j, job.width), x);
+#pragma unroll 2
+          for (int i = warp(); i < rows; i += kGroups) {
+            const float* const line =
+                planes + static_cast<int64_t>(reflected(tile.top - radius + top + i, job.height)) * job.width;
 #pragma unroll
-              for (int c = 0; c < 3; ++c) piece[c][i * kPitch + j] = x[c];
+            for (int j = lane(); j < kSide; j += kWarp) {
+              const float* const from = line + reflected(tile.left - radius + left + j, job.width);
+#pragma unroll
+              for (int c = 0; c < 3; ++c)
+                if (j < columns && c < count) piece[c][i * kPitch + j] = from[c * plane];
             }
+          }
+          if (first == 0 && step < kSteps)
+            for (int i = warp(); i < rows; i += kGroups)
+              for (int j = lane(); j < columns; j += kWarp) colour_piece(i * kPitch + j);
           __syncthreads();
           // Of pixels [at, at + 4) of the tile, the part of this piece.
           const auto begin = [&](int at, int start) { return max(at - start, 0); };
@@ -453,14 +488,21 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
         }
       }
     }
+    // By way of shared memory, a thread's own: registers cannot be counted through.
 #pragma unroll
-    for (int c = 0; c < 3; ++c)
+    for (int o = 0; o < kGroup; ++o)
 #pragma unroll
-      for (int o = 0; o < kGroup; ++o) {
-        const int row = tile.top + kGroup * warp() + o;
+      for (int c = 0; c < 3; ++c) piece[c][(kGroup * warp() + o) * kPitch + lane()] = result[c][o] * over;
+#pragma unroll 1
+    for (int o = 0; o < kGroup; ++o) {
+      const int row = tile.top + kGroup * warp() + o, at = (kGroup * warp() + o) * kPitch + lane();
+      if (first == 0 && !blurred) colour_piece(at);
+#pragma unroll
+      for (int c = 0; c < 3; ++c)
         if (c < count && row < job.height && column < job.width)
-          store(job, s, tile.image, first + c, row, column, blurred ? result[c][o] * over : result[c][o]);
-      }
+          store(job, s, tile.image, first + c, row, column, piece[c][at]);
+    }
+    __syncthreads();
   }
 }
 

@@ -254,6 +254,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 
 // ---- functions, vectors and 16-bit numbers -------------------------------------------------------------------------------------
 
+template <class T>
+T __ldg(const T* at) {
+  return *at;
+}
+
 using std::max;
 using std::min;
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pyssl_fast import _cuda
-from pyssl_fast.kernels.reference import augment as reference
 from pyssl_fast.kernels.samples import table
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ _TYPES = {
     torch.float16: _cuda.FLOAT16,
     torch.bfloat16: _cuda.BFLOAT16,
 }
+_WIDEST = 1 << 28  # step from pixel to pixel, of which the kernels take 31 bits of bytes
 
 
 def _stream(x: Tensor) -> _cuda.Stream:
@@ -40,23 +40,27 @@ def _image(x: Tensor) -> tuple[int, int, int, int, int, int]:
 
 
 def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
-    """As the twin, which runs what is float64.
+    """As the twin, on images that are not float64.
 
     Parameters on the GPU are not read: what they need is not known here, so all launches are made and all workspace is
     there. Parameters on the CPU, and where the images of a list are, go to the GPU in one copy; a batch and parameters
     that are there already need none, and may be captured in a CUDA graph.
     """
     p, on_gpu = parameters, parameters.box.device.type != "cpu"
-    if images[0].dtype not in _TYPES or out.dtype not in _TYPES:
-        reference.apply(images, p.to("cpu"), out)
+    if out.dtype not in _TYPES:
+        target = torch.empty(out.shape, device=out.device)
+        apply(images, p, target)
+        out.copy_(target)
         return
+    each = [images] if isinstance(images, Tensor) else images
+    each = [x if x.shape[-3] in (1, 3, 4) else x.movedim(-1, -3) for x in each]
+    each = [x if x.stride(-1) < _WIDEST else x.contiguous() for x in each]
+    words = []
     if isinstance(images, Tensor):
-        batch = images if images.shape[1] in (1, 3, 4) else images.permute(0, 3, 1, 2)
-        image, step = _image(batch[0]), batch.stride(0) * batch.element_size()
-        words = []
+        image, step = _image(each[0][0]), each[0].stride(0) * each[0].element_size()
     else:
-        each = [_image(x if x.shape[0] in (1, 3, 4) else x.permute(2, 0, 1)) for x in images]
-        image, step, words = each[0], 0, [torch.tensor(each).flatten()]
+        rows = [_image(x) for x in each]
+        image, step, words = rows[0], 0, [torch.tensor(rows).flatten()]
     samples, places = table(p), 0
     if not on_gpu:
         words.append(samples.view(torch.int64).flatten())
