@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import pyssl_fast
 from tests.cuda_on_cpu import build
 from tests.kernels import multi_tensor_cases as cases
 from tests.kernels.multi_tensor_cases import (
@@ -34,25 +29,9 @@ from tests.kernels.multi_tensor_cases import (
 )
 
 
-def _load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """kernels/cuda/multi_tensor.py, on a `_cuda` whose device is this machine's threads."""
-    # Under a name of its own: pybind11 would give the real module again, if that is loaded.
-    emulated = _load("emulated._cuda", build.module(tmp_path_factory.mktemp("module")))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "pyssl_fast._cuda", emulated)
-        patch.setattr(pyssl_fast, "_cuda", emulated, raising=False)
-        module = _load("cuda_on_cpu", build.ROOT / "pyssl_fast/kernels/cuda/multi_tensor.py")
-    module._stream = lambda x: (0, 0)  # type: ignore[attr-defined]
-    yield module
+def built(emulated: ModuleType) -> ModuleType:
+    return build.kernels(emulated, "multi_tensor")
 
 
 @pytest.fixture

@@ -27,6 +27,10 @@ def _stream(x: Tensor) -> _cuda.Stream:
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
+def _in_host_memory(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
 def _upload(words: list[Tensor], device: torch.device) -> Tensor:
     """Tensors of int64 on the CPU, one after the other on the device."""
     pinned = torch.empty(sum(map(len, words)), dtype=torch.int64, pin_memory=True)
@@ -46,7 +50,7 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
     there. Parameters on the CPU, and where the images of a list are, go to the GPU in one copy; a batch and parameters
     that are there already need none, and may be captured in a CUDA graph.
     """
-    p, on_gpu = parameters, parameters.box.device.type != "cpu"
+    p, on_gpu = parameters, not _in_host_memory(parameters.box)
     if out.dtype not in _TYPES:
         target = torch.empty(out.shape, device=out.device)
         apply(images, p, target)
