@@ -120,10 +120,10 @@ void lars(const Layout& layout, const Addresses& addresses, const Flags& adapted
               as<double>(partials)});
 }
 
-void augment(int64_t images, const std::array<int, 3>& shape, int type, const std::array<int64_t, 6>& image, int64_t step,
-             Pointer each, Pointer samples, bool bicubic, bool antialias, const std::array<double, 4>& mean,
-             const std::array<double, 4>& over_std, double erase_value, Pointer out, int out_type,
-             const std::array<int64_t, 4>& strides, Pointer resized, Pointer coloured, Pointer partials,
+void augment(int64_t images, const std::array<int, 3>& shape, int type, const std::array<int64_t, 6>& image,
+             int64_t step, Pointer each, Pointer samples, bool bicubic, bool antialias,
+             const std::array<double, 4>& mean, const std::array<double, 4>& over_std, double erase_value, Pointer out,
+             int out_type, const std::array<int64_t, 4>& strides, Pointer resized, Pointer coloured, Pointer partials,
              const Stream& stream) {
   py::gil_scoped_release release;
   cuda::Augment args{};

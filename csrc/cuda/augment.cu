@@ -342,11 +342,11 @@ __global__ void __launch_bounds__(kThreads) move(const __grid_constant__ Job job
 
 // ---- finish: from the contrast on, blur -----------------------------------------------------------------------------
 
-constexpr int kBlurTile = kTileWidth;                 // pixels of the output, squared, for a block
-constexpr int kRadius = 12;                           // of a blur for which one piece of the input is enough; even
-constexpr int kSide = kBlurTile + 2 * kRadius;        // of a piece
-constexpr int kPitch = kSide + 1;                     // odd: rows of a warp's 4 are in different banks
-constexpr int kGroup = 4;                             // pixels that a thread sums up together
+constexpr int kBlurTile = kTileWidth;           // pixels of the output, squared, for a block
+constexpr int kRadius = 12;                     // of a blur for which one piece of the input is enough; even
+constexpr int kSide = kBlurTile + 2 * kRadius;  // of a piece
+constexpr int kPitch = kSide + 1;               // odd: rows of a warp's 4 are in different banks
+constexpr int kGroup = 4;                       // pixels that a thread sums up together
 constexpr int kGroups = kBlurTile / kGroup;
 static_assert(kGroups * kWarp == kThreads);
 
@@ -384,8 +384,8 @@ __device__ void slide(float (&sum)[kGroup], const float* from, int step, const f
 __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Job job) {
   __shared__ Numbers s;
   __shared__ float piece[3][kSide * kPitch];
-  alignas(16) __shared__ float across[kSide * kBlurTile];                       // blurred along rows
-  alignas(16) __shared__ float weights[2][kBlurTile + kSide];                   // down and across
+  alignas(16) __shared__ float across[kSide * kBlurTile];      // blurred along rows
+  alignas(16) __shared__ float weights[2][kBlurTile + kSide];  // down and across
   __shared__ float shared[2];
   const Tile tile(job, kBlurTile);
   narrow(job.samples[tile.image], s);

@@ -22,7 +22,7 @@ struct Augment {
   PixelType type;               // of the images
   Image image;                  // the first, where all are alike; the next one is `step` bytes further on
   int64_t step;
-  const Image* each;  // [images], on the device; null: `image` holds
+  const Image* each;      // [images], on the device; null: `image` holds
   const Sample* samples;  // [images], on the device
   bool bicubic, antialias;
   double mean[4], over_std[4];  // by channel; 0 and 1: none

@@ -38,7 +38,15 @@ def module(folder: Path) -> Path:
     path = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     defines = ['-DPYSSL_COMPILER="g++"', '-DPYSSL_TARGETS="host"']
-    shared = ["-DCUDA_ON_CPU_FIBERS", "-shared", "-fPIC", "-fvisibility=hidden", str(ROOT / "csrc/bindings/cuda.cpp"), "-o", str(path)]
+    shared = [
+        "-DCUDA_ON_CPU_FIBERS",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        str(ROOT / "csrc/bindings/cuda.cpp"),
+        "-o",
+        str(path),
+    ]
     _compile(*includes, *defines, *shared)
     return path
 

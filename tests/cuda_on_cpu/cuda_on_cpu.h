@@ -6,7 +6,7 @@
 // have a barrier end together. A barrier that not all threads of the block reach is an error of the launch.
 //
 // With CUDA_ON_CPU_FIBERS the threads of a launch take turns on one host thread: each runs up to where it has to wait.
-// There are no races then, and a barrier of 256 threads takes BARRIER_FIBERS µs where it takes BARRIER_THREADS.
+// There are no races then, and a barrier of 256 threads takes 25 µs, not 2,000 (on two cores).
 #pragma once
 
 #include <math.h>

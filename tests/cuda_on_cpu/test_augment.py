@@ -232,7 +232,9 @@ def test_numbers_that_lie_leave_the_other_images_alone(lie: str, on_device: Modu
     sizes = [(20, 20)] * 5
     x = torch.stack(pictures(sizes))
     jitter = torch.ones(5, 4, dtype=torch.bool)
-    parameters = plain(sizes, (17, 12), jitter=jitter, factors=torch.full((5, 4), 0.4), sigma=torch.ones(5), blur_kernel=5)
+    parameters = plain(
+        sizes, (17, 12), jitter=jitter, factors=torch.full((5, 4), 0.4), sigma=torch.ones(5), blur_kernel=5
+    )
     changes = {k: torch.cat([v, getattr(parameters, k)[4:]]) for k, v in LIES[lie].items() if isinstance(v, Tensor)}
     honest = dataclasses.replace(parameters, blur_kernel=LIES[lie].get("blur_kernel", 5))
     memory = torch.full((7, 3, 17, 12), 7.0)
@@ -244,9 +246,7 @@ def test_numbers_that_lie_leave_the_other_images_alone(lie: str, on_device: Modu
     assert not bool((memory[1:5] == 7).any())
 
 
-@settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_chain_of_any_shape(data: st.DataObject, kernels: ModuleType) -> None:
     draw, sides = data.draw, st.integers(1, 45)

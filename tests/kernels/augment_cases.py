@@ -55,7 +55,9 @@ def random_parameters(sizes, size, generator: torch.Generator, **changes) -> Par
     return plain(sizes, size, **{**fields, **changes})
 
 
-def anything(sizes: Sequence[tuple[int, int]], size: tuple[int, int], generator: torch.Generator, **changes: Any) -> Parameters:
+def anything(
+    sizes: Sequence[tuple[int, int]], size: tuple[int, int], generator: torch.Generator, **changes: Any
+) -> Parameters:
     """`random_parameters`, turned, moved, solarized and posterized too."""
     n = len(sizes)
 
@@ -83,9 +85,7 @@ def near_a_step(images: Sequence[Tensor], parameters: Parameters) -> Tensor:
     """[B, C, height, width] bool: pixels within 1e-5 of where solarize or posterize leaps."""
     p = parameters
     no, none = torch.zeros_like(p.solarize), torch.zeros_like(p.bits)
-    before = dataclasses.replace(
-        p, solarize=no, invert=no, bits=none, erase=torch.zeros_like(p.erase), mean=(), std=()
-    )
+    before = dataclasses.replace(p, solarize=no, invert=no, bits=none, erase=torch.zeros_like(p.erase), mean=(), std=())
     x = torch.empty(len(p), channels(images), *p.size)
     reference.apply(images, before, x)
     threshold, levels = p.threshold.view(-1, 1, 1, 1), (1 << p.bits).view(-1, 1, 1, 1)
@@ -128,7 +128,9 @@ def check(kernels: ModuleType, images: Any, parameters: Parameters, out: Tensor 
     return out
 
 
-def pictures(sizes: Sequence[tuple[int, int]], of: torch.dtype = torch.uint8, count: int = 3, seed: int = 0) -> list[Tensor]:
+def pictures(
+    sizes: Sequence[tuple[int, int]], of: torch.dtype = torch.uint8, count: int = 3, seed: int = 0
+) -> list[Tensor]:
     """Random images [C, H, W]."""
     generator = torch.Generator().manual_seed(seed)
     each = [torch.randint(256, (count, *size), generator=generator, dtype=torch.uint8) for size in sizes]
