@@ -5,6 +5,8 @@
 
 namespace pyssl {
 
+enum class Pixel : int { float32 = 0, float16 = 1, bfloat16 = 2, uint8 = 3 };
+
 struct Picture {
   const void* data;
   int64_t channel, row, pixel;  // steps, in elements

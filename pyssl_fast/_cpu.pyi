@@ -117,14 +117,15 @@ def augment(
     width: int,
     pictures: int,
     samples: int,
-    bytes: bool,
+    input: int,
     bicubic: bool,
     antialias: bool,
-    scale: float,
     mean: int,
     std: int,
     erase_value: float,
+    output: int,
     out: int,
+    steps: Sequence[int],
     threads: int,
 ) -> None: ...
 

@@ -3,7 +3,6 @@ from collections.abc import Sequence
 FLOAT32: int
 FLOAT16: int
 BFLOAT16: int
-UINT8: int  # of pixels
 CHUNK: int  # elements that one block does
 RECORD_BYTES: int  # of workspace, for an entry
 PARTIAL_DOUBLES: int  # of workspace, for a chunk of `lars`; `square_sum` takes one
@@ -60,22 +59,20 @@ def lars(
 def partials(height: int, width: int) -> int: ...  # of one image of `augment`, float32
 def augment(
     images: int,
-    shape: tuple[int, int, int],  # channels, height and width of the output
-    type: int,
-    image: tuple[int, int, int, int, int, int],  # the first: address, steps of channel, row, pixel; height, width
+    shape: Sequence[int],  # channels, height and width of the output
+    pixel: int,
+    image: Sequence[int],  # the first: address, steps of channel, row and pixel in elements, height, width
     step: int,  # from one image to the next, bytes
     each: int,  # a table of such images on the device; 0: they are alike
     samples: int,  # the table on the device
     bicubic: bool,
     antialias: bool,
-    mean: Sequence[float],
-    over_std: Sequence[float],
+    mean: Sequence[float],  # of every channel
+    std: Sequence[float],
     erase_value: float,
     out: int,
-    out_type: int,
-    strides: tuple[int, ...],
-    resized: int,
-    coloured: int,
-    partials: int,
+    out_pixel: int,
+    strides: Sequence[int],
+    workspace: Sequence[int],  # of float32: resized and coloured, as out, contiguous; sums, images · partials()
     stream: Stream,
 ) -> None: ...

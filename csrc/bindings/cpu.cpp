@@ -266,13 +266,14 @@ void lars(const Layout& layout, const Addresses& addresses, const std::vector<ui
 // pictures: [images, 4] int64; samples: [images, 33] float64; mean, std: [channels] float64. What they point at is checked
 // in Python.
 void augment(int64_t images, int64_t channels, int64_t height, int64_t width, Pointer pictures, Pointer samples,
-             bool bytes, bool bicubic, bool antialias, double scale, Pointer mean, Pointer std, double erase_value,
-             Pointer out, int threads) {
+             int input, bool bicubic, bool antialias, Pointer mean, Pointer std, double erase_value, int output,
+             Pointer out, std::array<int64_t, 4> steps, int threads) {
   static_assert(sizeof(pyssl::Picture) == 4 * sizeof(int64_t) && pyssl::kSampleNumbers == 33);
   py::gil_scoped_release release;
   pyssl::table().augment({images, channels, height, width, as<pyssl::Picture>(pictures), as<pyssl::Sample>(samples),
-                          bytes, bicubic, antialias, scale, as<double>(mean), as<double>(std), erase_value,
-                          as<float>(out), threads});
+                          static_cast<pyssl::Pixel>(input), bicubic, antialias, as<double>(mean), as<double>(std),
+                          erase_value, static_cast<pyssl::Pixel>(output), as<void>(out), steps[0], steps[1], steps[2],
+                          steps[3], threads});
 }
 
 }  // namespace
@@ -340,8 +341,9 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("grad"), py::arg("threads"));
 
   m.def("augment", &augment, py::arg("images"), py::arg("channels"), py::arg("height"), py::arg("width"),
-        py::arg("pictures"), py::arg("samples"), py::arg("bytes"), py::arg("bicubic"), py::arg("antialias"),
-        py::arg("scale"), py::arg("mean"), py::arg("std"), py::arg("erase_value"), py::arg("out"), py::arg("threads"));
+        py::arg("pictures"), py::arg("samples"), py::arg("input"), py::arg("bicubic"), py::arg("antialias"),
+        py::arg("mean"), py::arg("std"), py::arg("erase_value"), py::arg("output"), py::arg("out"), py::arg("steps"),
+        py::arg("threads"));
   m.def("prefetch", &pyssl::prefetch, py::arg("objects"));
   m.def("members", &pyssl::members, py::arg("dicts"));
   py::class_<pyssl::Torch>(m, "Torch")

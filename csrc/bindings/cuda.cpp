@@ -2,7 +2,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <array>
 #include <sstream>
 
@@ -120,30 +119,37 @@ void lars(const Layout& layout, const Addresses& addresses, const Flags& adapted
               as<double>(partials)});
 }
 
-void augment(int64_t images, const std::array<int, 3>& shape, int type, const std::array<int64_t, 6>& image,
-             int64_t step, Pointer each, Pointer samples, bool bicubic, bool antialias,
-             const std::array<double, 4>& mean, const std::array<double, 4>& over_std, double erase_value, Pointer out,
-             int out_type, const std::array<int64_t, 4>& strides, Pointer resized, Pointer coloured, Pointer partials,
-             const Stream& stream) {
+void augment(int64_t images, const std::array<int, 3>& shape, int pixel, const std::array<int64_t, 6>& image,
+             int64_t step, Pointer each, Pointer samples, bool bicubic, bool antialias, const std::vector<double>& mean,
+             const std::vector<double>& std, double erase_value, Pointer out, int out_pixel,
+             const std::array<int64_t, 4>& strides, const std::array<Pointer, 3>& workspace, const Stream& stream) {
   py::gil_scoped_release release;
-  cuda::Augment args{};
-  args.images = images;
-  args.channels = shape[0], args.height = shape[1], args.width = shape[2];
-  args.type = static_cast<cuda::PixelType>(type);
-  args.image = {{as<void>(static_cast<Pointer>(image[0])), image[1], image[2], image[3]}, image[4], image[5]};
-  args.step = step;
-  args.each = as<cuda::Image>(each);
-  args.samples = as<pyssl::Sample>(samples);
-  args.bicubic = bicubic, args.antialias = antialias;
-  std::copy(mean.begin(), mean.end(), args.mean);
-  std::copy(over_std.begin(), over_std.end(), args.over_std);
-  args.erase_value = erase_value;
-  args.out = as<void>(out);
-  args.out_type = static_cast<cuda::PixelType>(out_type);
-  std::copy(strides.begin(), strides.end(), args.strides);
-  args.resized = as<float>(resized), args.coloured = as<float>(coloured), args.partials = as<float>(partials);
-  args.device = stream.first, args.stream = as<void>(stream.second);
-  cuda::augment(args);
+  const auto [channels, height, width] = shape;
+  if (channels > 4 || mean.size() != static_cast<size_t>(channels) || std.size() != mean.size())
+    throw std::invalid_argument("as many means and standard deviations as channels, at most 4");
+  const pyssl::Picture picture{as<void>(static_cast<Pointer>(image[0])), image[1], image[2], image[3]};
+  cuda::augment({images,
+                 channels,
+                 height,
+                 width,
+                 static_cast<pyssl::Pixel>(pixel),
+                 {picture, image[4], image[5]},
+                 step,
+                 as<cuda::Image>(each),
+                 as<pyssl::Sample>(samples),
+                 bicubic,
+                 antialias,
+                 mean.data(),
+                 std.data(),
+                 erase_value,
+                 as<void>(out),
+                 static_cast<pyssl::Pixel>(out_pixel),
+                 strides.data(),
+                 as<float>(workspace[0]),
+                 as<float>(workspace[1]),
+                 as<float>(workspace[2]),
+                 stream.first,
+                 as<void>(stream.second)});
 }
 
 std::vector<std::string> targets() {
@@ -161,7 +167,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("FLOAT32") = static_cast<int>(cuda::Dtype::float32);
   m.attr("FLOAT16") = static_cast<int>(cuda::Dtype::float16);
   m.attr("BFLOAT16") = static_cast<int>(cuda::Dtype::bfloat16);
-  m.attr("UINT8") = static_cast<int>(cuda::PixelType::uint8);
   m.attr("CHUNK") = cuda::kChunk;
   m.attr("RECORD_BYTES") = cuda::kRecordBytes;
   m.attr("PARTIAL_DOUBLES") = cuda::kPartialDoubles;
@@ -183,8 +188,8 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("nesterov"), py::arg("maximize"), py::arg("trust_clip"), py::arg("joint"), py::arg("records"),
         py::arg("partials"), py::arg("stream"));
   m.def("partials", &cuda::partials, py::arg("height"), py::arg("width"));
-  m.def("augment", &augment, py::arg("images"), py::arg("shape"), py::arg("type"), py::arg("image"), py::arg("step"),
-        py::arg("each"), py::arg("samples"), py::arg("bicubic"), py::arg("antialias"), py::arg("mean"),
-        py::arg("over_std"), py::arg("erase_value"), py::arg("out"), py::arg("out_type"), py::arg("strides"),
-        py::arg("resized"), py::arg("coloured"), py::arg("partials"), py::arg("stream"));
+  m.def("augment", &augment, py::arg("images"), py::arg("shape"), py::arg("pixel"), py::arg("image"), py::arg("step"),
+        py::arg("each"), py::arg("samples"), py::arg("bicubic"), py::arg("antialias"), py::arg("mean"), py::arg("std"),
+        py::arg("erase_value"), py::arg("out"), py::arg("out_pixel"), py::arg("strides"), py::arg("workspace"),
+        py::arg("stream"));
 }

@@ -258,11 +258,13 @@ struct Augment {
   int64_t images, channels, height, width;  // of the output
   const Picture* pictures;                  // [images]
   const Sample* samples;                    // [images]
-  bool bytes, bicubic, antialias;           // bytes: the input is uint8, else float32
-  double scale;                             // of the input
-  const double *mean, *std;                 // [channels]
+  Pixel input;
+  bool bicubic, antialias;
+  const double *mean, *std;  // [channels]
   double erase_value;
-  float* out;  // [images, channels, height, width]
+  Pixel output;
+  void* out;
+  int64_t image, channel, row, pixel;  // steps of the output, in elements
   int threads;
 };
 

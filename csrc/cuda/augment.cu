@@ -1,6 +1,7 @@
 // Augment family: a whole augmentation of every image, by explicit parameters, in one to three launches.
 #include "augment.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "device.cuh"
@@ -64,14 +65,14 @@ __device__ void narrow(const Sample& from, Numbers& to) {
 
 // ---- pixels ---------------------------------------------------------------------------------------------------------
 
-template <PixelType type>
+template <Pixel pixel>
 __device__ float load(const char* at) {
-  if constexpr (type == PixelType::uint8) return static_cast<float>(__ldg(reinterpret_cast<const uint8_t*>(at)));
-  if constexpr (type == PixelType::float32) return __ldg(reinterpret_cast<const float*>(at));
-  if constexpr (type == PixelType::float16 || type == PixelType::bfloat16) {
+  if constexpr (pixel == Pixel::uint8) return static_cast<float>(__ldg(reinterpret_cast<const uint8_t*>(at)));
+  if constexpr (pixel == Pixel::float32) return __ldg(reinterpret_cast<const float*>(at));
+  if constexpr (pixel == Pixel::float16 || pixel == Pixel::bfloat16) {
     const uint16_t bits = __ldg(reinterpret_cast<const uint16_t*>(at));
-    return type == PixelType::bfloat16 ? __uint_as_float(static_cast<uint32_t>(bits) << 16)
-                                       : __half2float(__ushort_as_half(bits));
+    return pixel == Pixel::bfloat16 ? __uint_as_float(static_cast<uint32_t>(bits) << 16)
+                                    : __half2float(__ushort_as_half(bits));
   }
 }
 
@@ -159,7 +160,7 @@ __device__ void store(const Job& job, const Numbers& s, int image, int channel, 
   const float down = static_cast<float>(row) - s.erase[0], across = static_cast<float>(column) - s.erase[1];
   if (down >= 0 && down < s.erase[2] && across >= 0 && across < s.erase[3]) x = job.erase_value;
   const int64_t at = image * job.strides[0] + channel * job.strides[1] + row * job.strides[2] + column * job.strides[3];
-  if (job.out_type == static_cast<int>(PixelType::uint8)) {
+  if (job.out_type == static_cast<int>(Pixel::uint8)) {
     reinterpret_cast<uint8_t*>(job.out)[at] = static_cast<uint8_t>(whole(rintf(255 * x), 0, 255));
   } else {
     float value[1] = {x};
@@ -224,8 +225,8 @@ __device__ float filter(float x, float a) {
 }
 
 // The weighted sum of a crop's pixels, by channel, and of the weights. Strides in bytes.
-template <PixelType type, bool bicubic, int channels>
-__device__ float gather(const char* data, int64_t row, int64_t channel, int pixel, int height, int width, const Lay& y,
+template <Pixel pixel, bool bicubic, int channels>
+__device__ float gather(const char* data, int64_t row, int64_t channel, int step, int height, int width, const Lay& y,
                         const Lay& x, float over_down, float over_across, float a, float* sum) {
   float total = 0;
 #pragma unroll 1
@@ -240,7 +241,7 @@ __device__ float gather(const char* data, int64_t row, int64_t channel, int pixe
       const int k = min(max(j, 0), width - 1);
       weights += weight;
 #pragma unroll
-      for (int c = 0; c < channels; ++c) part[c] += weight * load<type>(address(line[c], k, pixel));
+      for (int c = 0; c < channels; ++c) part[c] += weight * load<pixel>(address(line[c], k, step));
     }
     const float weight = filter<bicubic>((static_cast<float>(i) + y.at) * over_down, a);
     total += weight * weights;
@@ -250,7 +251,7 @@ __device__ float gather(const char* data, int64_t row, int64_t channel, int pixe
   return total;
 }
 
-template <PixelType type, bool bicubic>
+template <Pixel pixel, bool bicubic>
 __global__ void __launch_bounds__(kThreads, 4) resample(const __grid_constant__ Job job) {
   __shared__ Numbers s;
   __shared__ Lay lays[kTileWidth + kTileHeight];
@@ -278,21 +279,21 @@ __global__ void __launch_bounds__(kThreads, 4) resample(const __grid_constant__ 
 
   const Lay of_column = lays[lane()], of_row = lays[kTileWidth + warp()];
   const Lay y = transposed ? of_column : of_row, x = transposed ? of_row : of_column;
-  constexpr int kItem = type == PixelType::uint8 ? 1 : type == PixelType::float32 ? 4 : 2;
+  constexpr int kItem = pixel == Pixel::uint8 ? 1 : pixel == Pixel::float32 ? 4 : 2;
   const int64_t row_step = image.picture.row * kItem, channel_step = image.picture.channel * kItem;
   const int pixel_step = static_cast<int>(image.picture.pixel) * kItem;
   data += top * row_step + left * image.picture.pixel * kItem;
   float sum[kMostChannels] = {};
   const auto sample = [&](auto channels) {
-    return gather<type, bicubic, decltype(channels)::value>(data, row_step, channel_step, pixel_step, height, width, y,
-                                                            x, 1 / down, 1 / across, job.antialias ? -0.5f : -0.75f,
-                                                            sum);
+    return gather<pixel, bicubic, decltype(channels)::value>(data, row_step, channel_step, pixel_step, height, width, y,
+                                                             x, 1 / down, 1 / across, job.antialias ? -0.5f : -0.75f,
+                                                             sum);
   };
   float total = job.channels == 3   ? sample(std::integral_constant<int, 3>())
                 : job.channels == 1 ? sample(std::integral_constant<int, 1>())
                                     : sample(std::integral_constant<int, 4>());
   // Rounded as a division is: a pixel that stays as it is may lie on a threshold.
-  if (type == PixelType::uint8) total *= 255;
+  if (pixel == Pixel::uint8) total *= 255;
   const float over = 1 / total;
 #pragma unroll
   for (int c = 0; c < kMostChannels; ++c) {
@@ -506,9 +507,9 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
   }
 }
 
-template <PixelType type>
+template <Pixel pixel>
 void launch_resample(const Job& job, bool bicubic, int64_t blocks, void* stream) {
-  launch(bicubic ? resample<type, true> : resample<type, false>, blocks, stream, job);
+  launch(bicubic ? resample<pixel, true> : resample<pixel, false>, blocks, stream, job);
 }
 
 int64_t tiles(int64_t height, int64_t width, int64_t tile_height) {
@@ -535,29 +536,29 @@ void augment(const Augment& args) {
           {},
           static_cast<float>(args.erase_value),
           static_cast<char*>(args.out),
-          static_cast<int>(args.out_type),
+          static_cast<int>(args.output),
           {},
           args.resized,
           args.coloured,
           args.partials};
-  for (int c = 0; c < kMostChannels; ++c) {
+  for (int c = 0; c < args.channels; ++c) {
     job.mean[c] = static_cast<float>(args.mean[c]);
-    job.over_std[c] = static_cast<float>(args.over_std[c]);
-    job.strides[c] = args.strides[c];
+    job.over_std[c] = static_cast<float>(1 / args.std[c]);
   }
+  std::copy_n(args.strides, 4, job.strides);
   const int64_t blocks = args.images * partials(args.height, args.width);
-  switch (args.type) {
-    case PixelType::uint8:
-      launch_resample<PixelType::uint8>(job, args.bicubic, blocks, args.stream);
+  switch (args.input) {
+    case Pixel::uint8:
+      launch_resample<Pixel::uint8>(job, args.bicubic, blocks, args.stream);
       break;
-    case PixelType::float32:
-      launch_resample<PixelType::float32>(job, args.bicubic, blocks, args.stream);
+    case Pixel::float32:
+      launch_resample<Pixel::float32>(job, args.bicubic, blocks, args.stream);
       break;
-    case PixelType::float16:
-      launch_resample<PixelType::float16>(job, args.bicubic, blocks, args.stream);
+    case Pixel::float16:
+      launch_resample<Pixel::float16>(job, args.bicubic, blocks, args.stream);
       break;
-    case PixelType::bfloat16:
-      launch_resample<PixelType::bfloat16>(job, args.bicubic, blocks, args.stream);
+    case Pixel::bfloat16:
+      launch_resample<Pixel::bfloat16>(job, args.bicubic, blocks, args.stream);
   }
   if (job.resized) launch(move, blocks, args.stream, job);
   if (job.coloured) launch(finish, args.images * tiles(args.height, args.width, kBlurTile), args.stream, job);

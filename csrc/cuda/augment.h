@@ -9,28 +9,26 @@
 
 namespace pyssl::cuda {
 
-enum class PixelType : int { float32 = 0, float16 = 1, bfloat16 = 2, uint8 = 3 };
-
-struct Image {  // as a table on the device holds it
-  Picture picture;
+struct Image {      // as a table on the device holds it
+  Picture picture;  // its step from pixel to pixel is less than 2³¹ bytes
   int64_t height, width;
 };
 
 struct Augment {
   int64_t images;
   int channels, height, width;  // of the output
-  PixelType type;               // of the images
-  Image image;                  // the first, where all are alike; the next one is `step` bytes further on
+  Pixel input;
+  Image image;  // the first, where all are alike; the next one is `step` bytes further on
   int64_t step;
-  const Image* each;      // [images], on the device; null: `image` holds
+  const Image* each;      // [images], on the device; null: they are alike
   const Sample* samples;  // [images], on the device
   bool bicubic, antialias;
-  double mean[4], over_std[4];  // by channel; 0 and 1: none
+  const double *mean, *std;  // [channels], on the host
   double erase_value;
   void* out;
-  PixelType out_type;
-  int64_t strides[4];  // of out [images, channels, height, width], in elements
-  // Planes [images, channels, height, width] of float: what is to be moved; what is to be finished. Null: no sample is.
+  Pixel output;
+  const int64_t* strides;  // of out [images, channels, height, width], in elements
+  // Of float, [images, channels, height, width]: what is to be moved; what is to be finished. Null: no sample is.
   float *resized, *coloured;
   float* partials;  // [images, partials(height, width)]; for `coloured`
   int device;

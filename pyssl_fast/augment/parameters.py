@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -169,7 +170,7 @@ class Parameters:
         if self.mean and len(self.mean) not in (1, channels) and (channels, len(self.mean)) != (4, 3):
             raise ValueError(f"mean must have 1 or {channels} numbers, for {channels} channels; got {len(self.mean)}")
         if self.box.device.type == "cpu":
-            _check_boxes("box", self.box, torch.tensor(sizes), "image", least=1)
+            _check_boxes("box", self.box, np.array(sizes), "image", least=1)
 
     def check_values(self) -> None:
         """`check` without images."""
@@ -218,9 +219,9 @@ class Parameters:
             _check_range(name, getattr(self, name), low, high)
         _check_range("factors (brightness, contrast, saturation)", self.factors[:, :HUE], 0, 1e6)
         _check_range("factors (hue)", self.factors[:, HUE], -0.5, 0.5)
-        wrong = (self.order.sort(1).values != torch.arange(4)).any(1)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
+        wrong = (np.sort(self.order.numpy(), 1) != np.arange(4)).any(1)
+        if wrong.any():
+            row = int(wrong.argmax())
             raise ValueError(f"order must hold 0, 1, 2 and 3 once each; got {self.order[row].tolist()} of sample {row}")
         if self.size[0] != self.size[1] and bool((self.turns % 2 != 0).any()):
             raise ValueError(f"turns of 1 or 3 need a square size; got {self.size[0]} × {self.size[1]}")
@@ -229,21 +230,25 @@ class Parameters:
                 f"blur_kernel must be {2 * min(self.size) - 1} or less, for the result {self.size[0]} × {self.size[1]}"
                 f" to be reflected; got {self.blur_kernel}"
             )
-        _check_boxes("erase", self.erase, torch.tensor([self.size]).expand(len(self), 2), "result", least=0)
+        _check_boxes("erase", self.erase, np.array(self.size), "result", least=0)
 
 
+# NumPy, where a small operation takes a fifth of the time: 60 µs for all checks of 64 samples instead of 200.
 def _check_range(name: str, x: Tensor, low: float, high: float) -> None:
-    wrong = ~((x >= low) & (x <= high))  # NaN is wrong
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0, 0])
-        raise ValueError(f"{name} must be {low:g} to {high:g}; got {x[wrong][0].item():g} of sample {row}")
+    numbers = x.numpy()
+    right = (numbers >= low) & (numbers <= high)  # NaN is wrong
+    if not right.all():
+        row = np.argwhere(~right)[0]
+        raise ValueError(f"{name} must be {low:g} to {high:g}; got {numbers[tuple(row)]:g} of sample {row[0]}")
 
 
-def _check_boxes(name: str, box: Tensor, sizes: Tensor, where: str, least: int) -> None:
-    wrong = (box[:, :2] < 0).any(1) | (box[:, 2:] < least).any(1) | (box[:, :2] + box[:, 2:] > sizes).any(1)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        height, width = sizes[row].tolist()
+def _check_boxes(name: str, box: Tensor, sizes: Any, where: str, least: int) -> None:
+    """sizes: [B, 2], or one [2] of all."""
+    start, length = box.numpy()[:, :2], box.numpy()[:, 2:]
+    right = (start >= 0) & (length >= least) & (start <= sizes - length)
+    if not right.all():
+        row = int((~right).any(1).argmax())
+        height, width = np.broadcast_to(sizes, right.shape)[row].tolist()
         raise ValueError(
             f"{name} (top, left, height, width) must lie inside the {where} of {height} × {width} pixels;"
             f" got {box[row].tolist()} of sample {row}"
@@ -265,7 +270,7 @@ def image_sizes(images: Images) -> tuple[list[tuple[int, int]], int]:
     if isinstance(images, Tensor):
         if images.dim() != 4:
             raise ValueError(f"images must have shape {shape}, or be a list; got {list(images.shape)}")
-        each: Sequence[Tensor] = list(images)
+        each: Sequence[Tensor] = [*images[:1]]  # they are all alike
     elif isinstance(images, (list, tuple)):
         each, shape = images, "[C, H, W] or [H, W, C]"
     else:
@@ -293,7 +298,7 @@ def image_sizes(images: Images) -> tuple[list[tuple[int, int]], int]:
         if channels != (first.shape[-1] if channels_last(first) else first.shape[0]):
             raise ValueError(f"images must all have one number of channels; got {channels} at {i}")
         sizes.append((x.shape[0], x.shape[1]) if last else (x.shape[1], x.shape[2]))
-    return sizes, channels
+    return sizes * len(images) if isinstance(images, Tensor) else sizes, channels
 
 
 def plain(sizes: Sequence[tuple[int, int]], size: int | tuple[int, int], **changes: Any) -> Parameters:

@@ -8,15 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_sample_images
 
 from pyssl_fast import use_backend
-from pyssl_fast.augment import Parameters, Recipe, apply, plain
+from pyssl_fast.augment import RECIPES, Parameters, Recipe, apply, plain
 
 tv = pytest.importorskip("torchvision.transforms.v2.functional", reason="torchvision, the peer, is not installed")
 
 
-def torchvision(image: torch.Tensor, p: Parameters, i: int, before_solarize: bool = False) -> torch.Tensor:
-    x = image.float() / 255 if image.dtype == torch.uint8 else image
+def torchvision(
+    image: torch.Tensor, p: Parameters, i: int, before_solarize: bool = False, levels: bool = False
+) -> torch.Tensor:
+    """levels: of uint8 images, torchvision's own arithmetic for them."""
+    x = image.float() / 255 if image.dtype == torch.uint8 and not levels else image
     top, left, height, width = p.box[i].tolist()
     mode = tv.InterpolationMode(p.interpolation)
     x = tv.resized_crop(x, top, left, height, width, list(p.size), mode, p.antialias)
@@ -193,6 +197,38 @@ def chain_of(n: int, height: int, width: int, size: int = 24) -> Parameters:
     return recipe.sample([(height, width)] * n, seed=n)
 
 
+def photographs(n: int) -> list[torch.Tensor]:
+    both = [torch.from_numpy(x.copy()).permute(2, 0, 1) for x in load_sample_images().images]
+    return [both[i % 2] for i in range(n)]
+
+
+UINT8 = [
+    *("bilinear", "bicubic", "crop", "horizontal flip", "turns", "brightness", "contrast", "saturation", "hue"),
+    *("grey", "blur", "invert"),
+]
+
+
+@pytest.mark.parametrize("operation", UINT8)
+def test_operation_is_within_five_levels_of_torchvisions_uint8(operation):
+    x = [y[:, 100:140, 200:250] for y in photographs(3)]
+    p = dataclasses.replace(plain([(40, 50)] * 3, (24, 24)), **OPERATIONS[operation])
+    got = apply(x, p, dtype=torch.uint8)
+    for i in range(3):
+        assert (got[i].int() - torchvision(x[i], p, i, levels=True).int()).abs().max() <= 5
+
+
+@pytest.mark.parametrize("name", ["simclr", "byol", "moco_v2", "swav"])
+def test_chain_is_within_five_levels_of_torchvisions_uint8(name):
+    """But for few pixels: it rounds after every operation, and the next one's factor, up to 1.8, grows what is lost."""
+    recipe = dataclasses.replace(RECIPES[name](128).recipes[0], mean=(), std=())
+    x = photographs(32)
+    p = recipe.sample([y.shape[1:] for y in x], seed=3)
+    got = apply(x, p, dtype=torch.uint8)
+    theirs = torch.stack([torchvision(y, p, i, levels=True) for i, y in enumerate(x)])
+    off = (got.int() - theirs.int()).abs()
+    assert off.float().mean() < 1.5 and (off > 5).float().mean() < 1e-3 and off.max() <= 16
+
+
 def test_layouts_and_lists_give_the_same():
     x, p = images(4, 30, 40), chain_of(4, 30, 40)
     expected = apply(x, p)
@@ -226,7 +262,7 @@ def test_uint8_out_is_the_rounded_float():
     assert torch.equal(apply(x, p, dtype=torch.uint8), expected.to(torch.uint8))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_out_is_written_in_its_dtype_and_strides(dtype):
     x, p = images(4, 30, 40), chain_of(4, 30, 40)
     out = torch.full((4, 3, 24, 24), float("nan"), dtype=dtype).to(memory_format=torch.channels_last)

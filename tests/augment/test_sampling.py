@@ -127,6 +127,18 @@ def test_erase_distribution_equals_torchvision():
         assert stats.ks_2samp(erase[:, k].numpy(), theirs[:, k].numpy(), method="asymp").pvalue > LEAST_P, k
 
 
+def test_affine_distribution_equals_torchvision():
+    moves = {"degrees": 25.0, "translate": (0.15, 0.2), "shear": 20.0}
+    p = Recipe(size=(40, 30), affine=1.0, zoom=(0.6, 1.3), **moves).sample([(50, 50)] * N, seed=15)
+    torch.manual_seed(6)
+    transform = v2.RandomAffine(scale=(0.6, 1.3), **moves)
+    drawn = [transform.make_params([torch.empty(3, 40, 30)]) for _ in range(N)]
+    ours = (-p.angle, p.zoom, *p.translate.unbind(1), *p.shear.unbind(1))
+    theirs = zip(*[(x["angle"], x["scale"], *x["translate"], *x["shear"]) for x in drawn], strict=True)
+    for k, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+        assert stats.ks_2samp(x.numpy(), y, method="asymp").pvalue > LEAST_P, k
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -102,10 +102,10 @@ double lie() {
 }
 
 // Images of different sizes, the last channels of the last rows at the end of their memory.
-void run_augment(cuda::PixelType type, cuda::PixelType out_type, int count, int channels, int height, int width,
+void run_augment(pyssl::Pixel input, pyssl::Pixel output, int count, int channels, int height, int width,
                  bool channels_last, bool bicubic, bool antialias) {
-  const size_t item = type == cuda::PixelType::uint8 ? 1 : type == cuda::PixelType::float32 ? 4 : 2;
-  const size_t out_item = out_type == cuda::PixelType::uint8 ? 1 : out_type == cuda::PixelType::float32 ? 4 : 2;
+  const size_t item = input == pyssl::Pixel::uint8 ? 1 : input == pyssl::Pixel::float32 ? 4 : 2;
+  const size_t out_item = output == pyssl::Pixel::uint8 ? 1 : output == pyssl::Pixel::float32 ? 4 : 2;
   std::vector<std::vector<char>> memory;
   std::vector<cuda::Image> images;
   std::vector<pyssl::Sample> samples(static_cast<size_t>(count));
@@ -123,22 +123,13 @@ void run_augment(cuda::PixelType type, cuda::PixelType out_type, int count, int 
   std::vector<char> out(pixels * out_item);
   std::vector<float> resized(pixels), coloured(pixels),
       sums(static_cast<size_t>(count * cuda::partials(height, width)));
-  cuda::Augment args{};
-  args.images = count;
-  args.channels = channels, args.height = height, args.width = width;
-  args.type = type;
-  args.each = images.data();
-  args.samples = samples.data();
-  args.bicubic = bicubic, args.antialias = antialias;
-  for (double& std : args.over_std) std = 1;
-  args.out = out.data();
-  args.out_type = out_type;
-  args.strides[0] = static_cast<int64_t>(channels) * height * width;
-  args.strides[1] = channels_last ? 1 : height * width;
-  args.strides[2] = channels_last ? channels * width : width;
-  args.strides[3] = channels_last ? channels : 1;
-  args.resized = resized.data(), args.coloured = coloured.data(), args.partials = sums.data();
-  cuda::augment(args);
+  const int64_t plane = static_cast<int64_t>(height) * width, channel = channels_last ? 1 : plane;
+  const int64_t row = channels_last ? channels * width : width, column = channels_last ? channels : 1;
+  const int64_t strides[] = {channels * plane, channel, row, column};
+  const double zeros[4] = {}, ones[4] = {1, 1, 1, 1};
+  cuda::augment({count,          channels,       height,          width,       input, {},     0,          images.data(),
+                 samples.data(), bicubic,        antialias,       zeros,       ones,  0.5,    out.data(), output,
+                 strides,        resized.data(), coloured.data(), sums.data(), 0,     nullptr});
 }
 
 __global__ void skip_barrier(int* value) {
@@ -170,15 +161,15 @@ int main(int, char** argv) try {
     const std::vector<int64_t> sizes{0, 1, 7, 4096, 4097, 8195};
     for (int dtype = 0; dtype < 3; ++dtype) run_all(sizes, dtype, 0, false);
     for (int shift = 0; shift < 2; ++shift) run_all(sizes, 0, shift, true);
-    using cuda::PixelType;
-    run_augment(PixelType::uint8, PixelType::float32, 24, 3, 9, 33, true, true, true);
-    run_augment(PixelType::float32, PixelType::uint8, 12, 4, 33, 5, false, false, true);
-    run_augment(PixelType::bfloat16, PixelType::float16, 12, 1, 8, 32, false, true, false);
-    run_augment(PixelType::float16, PixelType::bfloat16, 12, 3, 1, 1, true, false, false);
+    using pyssl::Pixel;
+    run_augment(Pixel::uint8, Pixel::float32, 24, 3, 9, 33, true, true, true);
+    run_augment(Pixel::float32, Pixel::uint8, 12, 4, 33, 5, false, false, true);
+    run_augment(Pixel::bfloat16, Pixel::float16, 12, 1, 8, 32, false, true, false);
+    run_augment(Pixel::float16, Pixel::bfloat16, 12, 3, 1, 1, true, false, false);
     std::puts("all ran");
   } else if (what == "few") {
     run_all({0, 5, 4097}, 0, 0, true);
-    run_augment(cuda::PixelType::uint8, cuda::PixelType::float32, 3, 4, 9, 33, true, true, true);
+    run_augment(pyssl::Pixel::uint8, pyssl::Pixel::float32, 3, 4, 9, 33, true, true, true);
     std::puts("all ran");
   } else if (what == "barrier") {
     int value = 1;

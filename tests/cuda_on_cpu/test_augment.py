@@ -17,7 +17,6 @@ from pyssl_fast.augment import RECIPES, Parameters, Recipe, plain
 from pyssl_fast.kernels.cpu import augment as cpu
 from tests.augment.test_apply import OPERATIONS
 from tests.cuda_on_cpu import build
-from tests.kernels import augment_cases as cases
 from tests.kernels.augment_cases import anything, assert_near, check, pictures
 
 U8, F32, F16, BF16 = torch.uint8, torch.float32, torch.float16, torch.bfloat16
@@ -101,10 +100,12 @@ def test_channels_dtypes_and_layouts(channels: int, dtype: torch.dtype, kernels:
 
 
 def test_steps_from_pixel_to_pixel_that_31_bits_do_not_hold(kernels: ModuleType, monkeypatch: Any) -> None:
-    x = torch.stack(pictures([(9, 8)] * 2))
+    x = torch.stack(pictures([(9, 16)] * 2))[..., ::2]
     parameters = anything([(9, 8)] * 2, (8, 8), generator(2))
-    monkeypatch.setattr(kernels, "_WIDEST", 1)
-    assert torch.equal(check(kernels, x, parameters), check(kernels, list(x), parameters))
+    expected = check(kernels, x, parameters)
+    monkeypatch.setattr(kernels, "_WIDEST", 2)
+    assert torch.equal(check(kernels, x, parameters), expected)
+    assert torch.equal(check(kernels, list(x), parameters), expected)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
@@ -214,16 +215,18 @@ def check_nan_number(kernels: ModuleType, field: str, mask: str) -> Tensor:
     return out
 
 
-LIES = {
-    "boxes outside": {"box": torch.tensor([[-5, -7, 100, 100], [50, 60, 1, 1], [3, 3, -4, 0], [-(1 << 40), 1 << 40, 1 << 62, 9]])},
-    "turns": {"turns": torch.tensor([-1, 5, 1 << 40, 2])},
-    "orders": {"order": torch.tensor([[1, 1, 1, 1], [7, -3, 1 << 40, 0], [3, 3, 2, 2], [0, 1, 2, 3]])},
-    "sigmas": {"sigma": torch.tensor([torch.nan, torch.inf, -1.0, 1e30]), "blur_kernel": 99},
-    "factors": {"factors": torch.tensor([[torch.nan] * 4, [torch.inf] * 4, [-1e30] * 4, [1e38] * 4])},
-    "affine maps": {"angle": torch.tensor([torch.nan, torch.inf, 1e30, 7.0]), "zoom": torch.tensor([1.0, 0.0, 1e-30, torch.nan])},
-    "erasures": {"erase": torch.tensor([[-5, -5, 3, 3], [0, 0, 1 << 40, 1 << 40], [30, 30, 9, 9], [2, 2, -1, -1]])},
-    "bits": {"bits": torch.tensor([-5, 70, 9, 63]), "solarize": torch.ones(4, dtype=torch.bool), "threshold": torch.full((4,), torch.nan)},
-}  # fmt: skip
+HUGE, NAN, INF = 1 << 40, torch.nan, torch.inf
+LIES: dict[str, dict[str, Any]] = {
+    "boxes": {"box": [[-5, -7, 100, 100], [50, 60, 1, 1], [3, 3, -4, 0], [-HUGE, HUGE, 1 << 62, 9]]},
+    "turns": {"turns": [-1, 5, HUGE, 2]},
+    "affine maps": {"angle": [NAN, INF, 1e30, 7.0], "zoom": [1.0, 0.0, 1e-30, NAN]},
+    "orders": {"order": [[1, 1, 1, 1], [7, -3, HUGE, 0], [3, 3, 2, 2], [0, 1, 2, 3]]},
+    "factors": {"factors": [[NAN] * 4, [INF] * 4, [-1e30] * 4, [1e38] * 4]},
+    "sigmas": {"sigma": [NAN, INF, -1.0, 1e30]},
+    "thresholds": {"threshold": [NAN, INF, -1.0, 7.0], "solarize": [True] * 4},
+    "bits": {"bits": [-5, 70, 9, 63]},
+    "erasures": {"erase": [[-5, -5, 3, 3], [0, 0, HUGE, HUGE], [30, 30, 9, 9], [2, 2, -1, -1]]},
+}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -231,14 +234,19 @@ def test_numbers_that_lie_leave_the_other_images_alone(lie: str, on_device: Modu
     """What is beyond the tensors is watched by AddressSanitizer: see driver.cpp."""
     sizes = [(20, 20)] * 5
     x = torch.stack(pictures(sizes))
-    jitter = torch.ones(5, 4, dtype=torch.bool)
-    parameters = plain(
-        sizes, (17, 12), jitter=jitter, factors=torch.full((5, 4), 0.4), sigma=torch.ones(5), blur_kernel=5
+    honest = plain(
+        sizes,
+        (17, 12),
+        jitter=torch.ones(5, 4, dtype=torch.bool),
+        factors=torch.full((5, 4), 0.4),
+        sigma=torch.ones(5),
+        blur_kernel=99,  # too many to be reflected: a lie by itself
     )
-    changes = {k: torch.cat([v, getattr(parameters, k)[4:]]) for k, v in LIES[lie].items() if isinstance(v, Tensor)}
-    honest = dataclasses.replace(parameters, blur_kernel=LIES[lie].get("blur_kernel", 5))
+    fields = {name: getattr(honest, name).clone() for name in LIES[lie]}
+    for name, field in fields.items():
+        field[:4] = torch.tensor(LIES[lie][name])
     memory = torch.full((7, 3, 17, 12), 7.0)
-    on_device.apply(x, dataclasses.replace(honest, **changes), memory[1:6])
+    on_device.apply(x, dataclasses.replace(honest, **fields), memory[1:6])
     alone = torch.empty(1, 3, 17, 12)
     on_device.apply(x[4:], honest[4], alone)
     assert torch.equal(memory[5:6], alone)

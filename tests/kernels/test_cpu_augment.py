@@ -1,6 +1,7 @@
 """The C++ chain against its twin: every instruction set, shapes on both sides of each block edge, layouts, threads."""
 
 import dataclasses
+import resource
 
 import pytest
 import torch
@@ -9,11 +10,9 @@ from hypothesis import strategies as st
 
 from pyssl_fast import augment, use_backend
 from pyssl_fast.augment import Parameters, plain
-from tests.kernels.augment_cases import random_parameters
+from tests.kernels.augment_cases import ATOL, random_parameters
 
 _cpu = pytest.importorskip("pyssl_fast._cpu", reason="the extension is not built")
-# Full scale is 1, or 1 / std. A hue is rounded where two channels are nearly equal, as the twin's is.
-ATOL = 1e-5
 
 
 @pytest.fixture(params=_cpu.isas())
@@ -46,7 +45,7 @@ def test_chains_are_the_twins(isa, size, interpolation: str, antialias: bool) ->
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_channels_dtypes_and_layouts(channels: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(4, channels, 20, 30, generator=generator)
@@ -81,15 +80,60 @@ def test_solarize_and_posterize_away_from_their_thresholds() -> None:
     assert_like_the_twin(x, plain(whole, 12, bits=torch.arange(6)))
 
 
-def test_turned_samples_come_with_the_others() -> None:
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("planar", [True, False])
+def test_turns_and_moves(isa, turns: int, planar: bool) -> None:
     generator = torch.Generator().manual_seed(4)
-    x = torch.rand(5, 3, 16, 16, generator=generator)
-    angle = torch.tensor([0.0, 0, 30, 0, 10])
-    parameters = random_parameters(
-        [(16, 16)] * 5, (16, 16), generator, turns=torch.tensor([0, 1, 0, 0, 3]), angle=angle
-    )
-    assert_like_the_twin(x, parameters)
-    assert_like_the_twin(x, dataclasses.replace(parameters, angle=torch.full((5,), 5.0)))
+    x = torch.rand(6, 3, 37, 21, generator=generator)
+    x = x if planar else x.permute(0, 2, 3, 1).contiguous()
+    fields = {"turns": torch.full((6,), turns), "sigma": torch.zeros(6), "invert": torch.zeros(6, dtype=torch.bool)}
+    for angle in (0.0, 30.0):
+        changes = {**fields, "angle": torch.full((6,), angle)}
+        assert_like_the_twin(x, random_parameters([(37, 21)] * 6, (33, 33), generator, **changes))
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4, 11, 31])
+def test_blurs_of_every_width(isa, radius: int) -> None:
+    x = torch.rand(6, 3, 35, 45, generator=torch.Generator().manual_seed(7))
+    sigma = torch.tensor([0.1, 0.3, 1.0, 2.0, 5.0, 900.0])
+    assert_like_the_twin(x, plain([(35, 45)] * 6, (35, 45), sigma=sigma, blur_kernel=2 * radius + 1), atol=2e-6)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_large_results_go_past_the_cache(isa, offset: int) -> None:
+    """From a million floats on; from an address that is no multiple of a vector too."""
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randint(0, 256, (7, 3, 30, 50), generator=generator, dtype=torch.uint8)
+    parameters = random_parameters([(30, 50)] * 7, (224, 224), generator)
+    count = 7 * 3 * 224 * 224
+    out = torch.full((count + 2,), 7.0)
+    augment.apply(x, parameters, out=out[offset : offset + count].view(7, 3, 224, 224))
+    with use_backend("reference"):
+        expected = augment.apply(x, parameters)
+    torch.testing.assert_close(out[offset : offset + count].view_as(expected), expected, rtol=0, atol=ATOL)
+    assert bool((out[:offset] == 7).all()) and bool((out[offset + count :] == 7).all())
+
+
+def test_no_allocation_per_image() -> None:
+    """A thread's scratch is made once in a call: a larger batch touches no more new pages than a small one."""
+
+    def faults(images: int) -> int:
+        x = torch.zeros(images, 96, 96, 3, dtype=torch.uint8)
+        recipe = augment.simclr(64, blur=1.0).recipes[0]
+        parameters, out = recipe.sample(x.shape, seed=0), torch.zeros(images, 3, 64, 64)
+        seen = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            augment.apply(x, parameters, out=out)
+            seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        return min(seen)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert faults(256) <= faults(4) + 64
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_threads_do_not_matter() -> None:
