@@ -11,7 +11,9 @@ namespace {
 
 using Numbers = SampleOf<float>;  // exact, but for boxes beyond 2²⁴ pixels and the matrix
 
-constexpr int kTileWidth = kWarp, kTileHeight = kThreads / kWarp;  // of the output, a pixel for each thread
+constexpr int kTile = kWarp;                     // pixels of the output, squared, that a block works on
+constexpr int kRows = kTile * kTile / kThreads;  // of them, that a thread has, one below the other
+constexpr int kGroups = kTile / kRows;           // of as many pixels along a row; the warps
 constexpr int kMostChannels = 4;
 
 struct Job {  // what all kernels are given
@@ -28,21 +30,23 @@ struct Job {  // what all kernels are given
   float *resized, *coloured, *partials;
 };
 
-// What a block works on: pixels of one image, from (top, left) on.
-struct Tile {
-  int image, top, left;
-
-  __device__ Tile(const Job& job, int height) {
-    const unsigned across = (job.width + kTileWidth - 1) / kTileWidth, down = (job.height + height - 1) / height;
-    image = static_cast<int>(blockIdx.x / (across * down));
-    const unsigned tile = blockIdx.x % (across * down);
-    top = static_cast<int>(tile / across) * height;
-    left = static_cast<int>(tile % across) * kTileWidth;
-  }
-};
-
 __device__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// A block's pixels, of one image; and a thread's, which begin at (row, column) and may be outside of the image.
+struct Tile {
+  int image, top, left, row, column;
+
+  __device__ explicit Tile(const Job& job) {
+    const unsigned across = (job.width + kTile - 1) / kTile, down = (job.height + kTile - 1) / kTile;
+    const unsigned tile = blockIdx.x % (across * down);
+    image = static_cast<int>(blockIdx.x / (across * down));
+    top = static_cast<int>(tile / across) * kTile;
+    left = static_cast<int>(tile % across) * kTile;
+    row = top + kRows * warp();
+    column = left + lane();
+  }
+};
 
 // ---- numbers that may be anything -----------------------------------------------------------------------------------
 
@@ -89,6 +93,13 @@ __device__ const char* address(const char* base, int i, int step) {
 
 __device__ int64_t plane_offset(const Job& job, int image, int channel, int row, int column) {
   return ((static_cast<int64_t>(image) * job.channels + channel) * job.height + row) * job.width + column;
+}
+
+__device__ void keep(const Job& job, float* planes, int image, int row, int column, const float (&x)[kMostChannels]) {
+  float* at = planes + plane_offset(job, image, 0, row, column);
+#pragma unroll
+  for (int c = 0; c < kMostChannels; ++c, at += static_cast<int64_t>(job.height) * job.width)
+    if (c < job.channels) *at = x[c];
 }
 
 // ---- colours --------------------------------------------------------------------------------------------------------
@@ -146,44 +157,51 @@ __device__ void colour(float* x, const Numbers& s, int from, int to, float mean,
   }
 }
 
-// Solarize, invert, posterize, normalise, erase; rounded to out's type, stored.
-__device__ void store(const Job& job, const Numbers& s, int image, int channel, int row, int column, float x) {
-  if (channel < 3) {
-    if (x >= s.threshold) x = 1 - x;
-    if (s.invert != 0) x = 1 - x;
-    if (s.levels > 0) {
-      const float level = floorf(x * s.levels);
-      x = (level < 0 ? 0.f : at_most(level, s.levels - 1)) / s.levels;
-    }
-  }
-  x = (x - job.mean[channel]) * job.over_std[channel];
+// Solarize, invert, posterize, normalise, erase; rounded to out's type, stored: channels [first, last) of a pixel.
+template <int most>
+__device__ void store(const Job& job, const Numbers& s, int image, int row, int column, int first, int last,
+                      const float (&pixel)[most]) {
   const float down = static_cast<float>(row) - s.erase[0], across = static_cast<float>(column) - s.erase[1];
-  if (down >= 0 && down < s.erase[2] && across >= 0 && across < s.erase[3]) x = job.erase_value;
-  const int64_t at = image * job.strides[0] + channel * job.strides[1] + row * job.strides[2] + column * job.strides[3];
-  if (job.out_type == static_cast<int>(Pixel::uint8)) {
-    reinterpret_cast<uint8_t*>(job.out)[at] = static_cast<uint8_t>(whole(rintf(255 * x), 0, 255));
-  } else {
-    float value[1] = {x};
-    Part<kAny>{job.out + at * (job.out_type == kFloat32 ? 4 : 2), job.out_type}.store<1>(0, value);
+  const bool erased = down >= 0 && down < s.erase[2] && across >= 0 && across < s.erase[3];
+  int64_t at = image * job.strides[0] + first * job.strides[1] + row * job.strides[2] + column * job.strides[3];
+#pragma unroll
+  for (int k = 0; k < most; ++k, at += job.strides[1]) {
+    const int channel = first + k;
+    if (channel >= last) break;
+    float x = pixel[k];
+    if (channel < 3) {
+      if (x >= s.threshold) x = 1 - x;
+      if (s.invert != 0) x = 1 - x;
+      if (s.levels > 0) {
+        const float level = floorf(x * s.levels);
+        x = (level < 0 ? 0.f : at_most(level, s.levels - 1)) / s.levels;
+      }
+    }
+    x = erased ? job.erase_value : (x - job.mean[channel]) * job.over_std[channel];
+    if (job.out_type == static_cast<int>(Pixel::uint8)) {
+      reinterpret_cast<uint8_t*>(job.out)[at] = static_cast<uint8_t>(whole(rintf(255 * x), 0, 255));
+    } else {
+      float value[1] = {x};
+      Part<kAny>{job.out + at * (job.out_type == kFloat32 ? 4 : 2), job.out_type}.store<1>(0, value);
+    }
   }
 }
 
-// What `resample` and `move` end with: a pixel is coloured up to the contrast, and out if nothing more is to come.
-__device__ void settle(const Job& job, const Numbers& s, const Tile& tile, float (&x)[kMostChannels]) {
-  const int row = tile.top + warp(), column = tile.left + lane(), stop = contrast_step(s);
-  const bool inside = row < job.height && column < job.width;
-  colour(x, s, 0, stop, 0, job.channels);
-  const bool done = stop == kSteps && s.sigma == 0;
-#pragma unroll
-  for (int c = 0; c < kMostChannels; ++c)
-    if (inside && c < job.channels) {
-      if (done)
-        store(job, s, tile.image, c, row, column, x[c]);
-      else
-        job.coloured[plane_offset(job, tile.image, c, row, column)] = x[c];
-    }
-  if (stop == kSteps) return;
-  float sum[1] = {!inside ? 0.f : job.channels >= 3 ? luma(x) : x[0]};
+// A pixel of `resample` or `move` is coloured up to the contrast, and out if nothing more is to come. Returns its luma.
+__device__ float settle(const Job& job, const Numbers& s, int image, int row, int column, int contrast,
+                        float (&x)[kMostChannels]) {
+  colour(x, s, 0, contrast, 0, job.channels);
+  if (contrast == kSteps && s.sigma == 0)
+    store(job, s, image, row, column, 0, job.channels, x);
+  else
+    keep(job, job.coloured, image, row, column, x);
+  return job.channels >= 3 ? luma(x) : x[0];
+}
+
+// Of all pixels of the block.
+__device__ void keep_luma(const Job& job, int contrast, float luma) {
+  if (contrast == kSteps) return;
+  float sum[1] = {luma};
   sum_block(sum);
   if (threadIdx.x == 0) job.partials[blockIdx.x] = sum[0];
 }
@@ -235,7 +253,7 @@ __device__ float gather(const char* data, int64_t row, int64_t channel, int step
 #pragma unroll
     for (int c = 0; c < channels; ++c) line[c] = data + min(max(y.first + i, 0), height - 1) * row + c * channel;
     float part[channels] = {}, weights = 0, at = x.at;
-#pragma unroll 2
+#pragma unroll(channels == 4 ? 1 : 2)  // two taps of four channels do not fit in 64 registers
     for (int j = x.first; j < x.first + x.taps; ++j, ++at) {
       const float weight = filter<bicubic>(at * over_across, a);
       const int k = min(max(j, 0), width - 1);
@@ -254,8 +272,8 @@ __device__ float gather(const char* data, int64_t row, int64_t channel, int step
 template <Pixel pixel, bool bicubic>
 __global__ void __launch_bounds__(kThreads, 4) resample(const __grid_constant__ Job job) {
   __shared__ Numbers s;
-  __shared__ Lay lays[kTileWidth + kTileHeight];
-  const Tile tile(job, kTileHeight);
+  __shared__ Lay lays[2 * kTile];
+  const Tile tile(job);
   narrow(job.samples[tile.image], s);
 
   Image image = job.each ? job.each[tile.image] : job.image;
@@ -266,10 +284,10 @@ __global__ void __launch_bounds__(kThreads, 4) resample(const __grid_constant__ 
   const int width = whole(s.width, 1, static_cast<int>(image.width) - left);
   const bool transposed = s.transposed != 0;
   const float down = stretched(height, job.height, job.antialias), across = stretched(width, job.width, job.antialias);
-  if (const int k = static_cast<int>(threadIdx.x); k < kTileWidth + kTileHeight) {  // columns, then rows, of the output
-    const bool vertical = (k >= kTileWidth) != transposed;
+  if (const int k = static_cast<int>(threadIdx.x); k < 2 * kTile) {  // columns, then rows, of the output
+    const bool vertical = (k >= kTile) != transposed;
     const int inputs = vertical ? height : width, size = vertical ? job.height : job.width;
-    const int i = min(k < kTileWidth ? tile.left + k : tile.top + k - kTileWidth, size - 1);
+    const int i = min(k < kTile ? tile.left + k : tile.top + k - kTile, size - 1);
     const bool flip = (vertical ? s.vertical_flip : s.horizontal_flip) != 0;
     // Of an axis that is not resized, one input alone.
     const float support = inputs == size ? 0.5f : (bicubic ? 2.f : 1.f) * (vertical ? down : across);
@@ -277,35 +295,40 @@ __global__ void __launch_bounds__(kThreads, 4) resample(const __grid_constant__ 
   }
   __syncthreads();
 
-  const Lay of_column = lays[lane()], of_row = lays[kTileWidth + warp()];
-  const Lay y = transposed ? of_column : of_row, x = transposed ? of_row : of_column;
   constexpr int kItem = pixel == Pixel::uint8 ? 1 : pixel == Pixel::float32 ? 4 : 2;
   const int64_t row_step = image.picture.row * kItem, channel_step = image.picture.channel * kItem;
   const int pixel_step = static_cast<int>(image.picture.pixel) * kItem;
   data += top * row_step + left * image.picture.pixel * kItem;
-  float sum[kMostChannels] = {};
-  const auto sample = [&](auto channels) {
-    return gather<pixel, bicubic, decltype(channels)::value>(data, row_step, channel_step, pixel_step, height, width, y,
-                                                             x, 1 / down, 1 / across, job.antialias ? -0.5f : -0.75f,
-                                                             sum);
-  };
-  float total = job.channels == 3   ? sample(std::integral_constant<int, 3>())
-                : job.channels == 1 ? sample(std::integral_constant<int, 1>())
-                                    : sample(std::integral_constant<int, 4>());
-  // Rounded as a division is: a pixel that stays as it is may lie on a threshold.
-  if (pixel == Pixel::uint8) total *= 255;
-  const float over = 1 / total;
+  const float over_down = 1 / down, over_across = 1 / across, a = job.antialias ? -0.5f : -0.75f;
+  const int contrast = contrast_step(s);
+  float luma = 0;
+#pragma unroll 1
+  for (int row = tile.row; row < min(tile.row + kRows, job.height); ++row) {
+    if (tile.column >= job.width) break;
+    const Lay of_column = lays[lane()], of_row = lays[kTile + row - tile.top];
+    const Lay y = transposed ? of_column : of_row, x = transposed ? of_row : of_column;
+    float sum[kMostChannels] = {};
+    const auto sample = [&](auto channels) {
+      return gather<pixel, bicubic, decltype(channels)::value>(data, row_step, channel_step, pixel_step, height, width,
+                                                               y, x, over_down, over_across, a, sum);
+    };
+    float total = job.channels == 3   ? sample(std::integral_constant<int, 3>())
+                  : job.channels == 1 ? sample(std::integral_constant<int, 1>())
+                                      : sample(std::integral_constant<int, 4>());
+    // Rounded as a division is: a pixel that stays as it is may lie on a threshold.
+    if (pixel == Pixel::uint8) total *= 255;
+    const float over = 1 / total;
 #pragma unroll
-  for (int c = 0; c < kMostChannels; ++c) {
-    const float near = sum[c] * over;
-    sum[c] = fmaf(fmaf(-near, total, sum[c]), over, near);
+    for (int c = 0; c < kMostChannels; ++c) {
+      const float near = sum[c] * over;
+      sum[c] = fmaf(fmaf(-near, total, sum[c]), over, near);
+    }
+    if (s.moved != 0)
+      keep(job, job.resized, tile.image, row, tile.column, sum);
+    else
+      luma += settle(job, s, tile.image, row, tile.column, contrast, sum);
   }
-  if (s.moved == 0) return settle(job, s, tile, sum);
-  const int row = tile.top + warp(), column = tile.left + lane();
-#pragma unroll
-  for (int c = 0; c < kMostChannels; ++c)
-    if (row < job.height && column < job.width && c < job.channels)
-      job.resized[plane_offset(job, tile.image, c, row, column)] = sum[c];
+  if (s.moved == 0) keep_luma(job, contrast, luma);
 }
 
 // ---- move: the affine map -------------------------------------------------------------------------------------------
@@ -313,43 +336,47 @@ __global__ void __launch_bounds__(kThreads, 4) resample(const __grid_constant__ 
 // Bilinear, zeros outside, with grid_sample's arithmetic: rounded as there.
 __global__ void __launch_bounds__(kThreads) move(const __grid_constant__ Job job) {
   __shared__ Numbers s;
-  const Tile tile(job, kTileHeight);
+  const Tile tile(job);
   narrow(job.samples[tile.image], s);
   if (s.moved == 0) return;
-  const int row = tile.top + warp(), column = tile.left + lane();
-  const float right = static_cast<float>(column) - 0.5f * static_cast<float>(job.width - 1);
-  const float below = static_cast<float>(row) - 0.5f * static_cast<float>(job.height - 1);
-  float place[2];
+  const int contrast = contrast_step(s);
+  const int64_t plane = static_cast<int64_t>(job.height) * job.width;
+  float luma = 0;
+#pragma unroll 1
+  for (int row = tile.row; row < min(tile.row + kRows, job.height); ++row) {
+    if (tile.column >= job.width) break;
+    const float right = static_cast<float>(tile.column) - 0.5f * static_cast<float>(job.width - 1);
+    const float below = static_cast<float>(row) - 0.5f * static_cast<float>(job.height - 1);
+    float place[2];
 #pragma unroll
-  for (int d = 0; d < 2; ++d) {
-    const float half = 0.5f * static_cast<float>(d == 0 ? job.width : job.height), *m = s.matrix + 3 * d;
-    place[d] = (fmaf(below, m[1] / half, right * (m[0] / half)) + m[2] / half + 1) * half - 0.5f;
+    for (int d = 0; d < 2; ++d) {
+      const float half = 0.5f * static_cast<float>(d == 0 ? job.width : job.height), *m = s.matrix + 3 * d;
+      place[d] = (fmaf(below, m[1] / half, right * (m[0] / half)) + m[2] / half + 1) * half - 0.5f;
+    }
+    const float x = floorf(place[0]), y = floorf(place[1]), across = place[0] - x, down = place[1] - y;
+    const int left = whole(x, -2, job.width), top = whole(y, -2, job.height);
+    float sum[kMostChannels] = {};
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      const int i = top + corner / 2, j = left + corner % 2;
+      const float weight = (corner % 2 ? across : 1 - across) * (corner / 2 ? down : 1 - down);
+      const bool there = i >= 0 && i < job.height && j >= 0 && j < job.width;
+      const float* const from = job.resized + plane_offset(job, tile.image, 0, there ? i : 0, there ? j : 0);
+#pragma unroll
+      for (int c = 0; c < kMostChannels; ++c)
+        if (c < job.channels) sum[c] += weight * (there ? from[c * plane] : 0.f);
+    }
+    luma += settle(job, s, tile.image, row, tile.column, contrast, sum);
   }
-  const float x = floorf(place[0]), y = floorf(place[1]);
-  const int left = whole(x, -2, job.width), top = whole(y, -2, job.height);
-  float sum[kMostChannels] = {};
-#pragma unroll
-  for (int corner = 0; corner < 4; ++corner) {
-    const int i = top + corner / 2, j = left + corner % 2;
-    const float across = place[0] - x, down = place[1] - y;
-    const float weight = (corner % 2 ? across : 1 - across) * (corner / 2 ? down : 1 - down);
-    const bool there = i >= 0 && i < job.height && j >= 0 && j < job.width;
-#pragma unroll
-    for (int c = 0; c < kMostChannels; ++c)
-      if (c < job.channels) sum[c] += weight * (there ? job.resized[plane_offset(job, tile.image, c, i, j)] : 0.f);
-  }
-  settle(job, s, tile, sum);
+  keep_luma(job, contrast, luma);
 }
 
 // ---- finish: from the contrast on, blur -----------------------------------------------------------------------------
 
-constexpr int kBlurTile = kTileWidth;           // pixels of the output, squared, for a block
-constexpr int kRadius = 12;                     // of a blur for which one piece of the input is enough; even
-constexpr int kSide = kBlurTile + 2 * kRadius;  // of a piece
-constexpr int kPitch = kSide + 1;               // odd: rows of a warp's 4 are in different banks
-constexpr int kGroup = 4;                       // pixels that a thread sums up together
-constexpr int kGroups = kBlurTile / kGroup;
-static_assert(kGroups * kWarp == kThreads);
+constexpr int kRadius = 12;                 // of a blur for which one piece of the input is enough; even
+constexpr int kSide = kTile + 2 * kRadius;  // of a piece
+constexpr int kPitch = kSide + 1;           // odd: rows of a warp's 4 are in different banks
+static_assert(kRows == 4);                  // pixels that a thread sums up together, along rows too
 
 // Reflected at the borders. Clamped too, for pixels of the tile that are outside of the image.
 __device__ int reflected(int i, int size) {
@@ -358,7 +385,7 @@ __device__ int reflected(int i, int size) {
 }
 
 // sum[o] += Σ weight[p − o]·from[p·step], over p of [begin, end); all multiples of 4, as is the weights' place in memory.
-__device__ void slide(float (&sum)[kGroup], const float* from, int step, const float* weight, int begin, int end) {
+__device__ void slide(float (&sum)[kRows], const float* from, int step, const float* weight, int begin, int end) {
   const auto read = [&](int p, float* w) {
     const float4 four = *reinterpret_cast<const float4*>(weight + p);
     w[0] = four.x;
@@ -366,29 +393,29 @@ __device__ void slide(float (&sum)[kGroup], const float* from, int step, const f
     w[2] = four.z;
     w[3] = four.w;
   };
-  float w[2 * kGroup];
-  read(begin - kGroup, w);
+  float w[2 * kRows];
+  read(begin - kRows, w);
 #pragma unroll 1
-  for (int p = begin; p < end; p += kGroup) {
-    read(p, w + kGroup);
+  for (int p = begin; p < end; p += kRows) {
+    read(p, w + kRows);
 #pragma unroll
-    for (int q = 0; q < kGroup; ++q) {
+    for (int q = 0; q < kRows; ++q) {
       const float x = from[(p + q) * step];
 #pragma unroll
-      for (int o = 0; o < kGroup; ++o) sum[o] += w[kGroup + q - o] * x;
+      for (int o = 0; o < kRows; ++o) sum[o] += w[kRows + q - o] * x;
     }
 #pragma unroll
-    for (int q = 0; q < kGroup; ++q) w[q] = w[kGroup + q];
+    for (int q = 0; q < kRows; ++q) w[q] = w[kRows + q];
   }
 }
 
 __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Job job) {
   __shared__ Numbers s;
   __shared__ float piece[3][kSide * kPitch];
-  alignas(16) __shared__ float across[kSide * kBlurTile];      // blurred along rows
-  alignas(16) __shared__ float weights[2][kBlurTile + kSide];  // down and across
+  alignas(16) __shared__ float across[kSide * kTile];      // blurred along rows
+  alignas(16) __shared__ float weights[2][kTile + kSide];  // down and across
   __shared__ float shared[2];
-  const Tile tile(job, kBlurTile);
+  const Tile tile(job);
   narrow(job.samples[tile.image], s);
   const int step = contrast_step(s), thread = static_cast<int>(threadIdx.x);
   const bool blurred = s.sigma != 0;
@@ -403,7 +430,7 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
   };
   float sum[2] = {};  // of the image's luma, of the weights
   if (step < kSteps) {
-    const int tiles = ((job.height + kTileHeight - 1) / kTileHeight) * ((job.width + kTileWidth - 1) / kTileWidth);
+    const int tiles = ((job.height + kTile - 1) / kTile) * ((job.width + kTile - 1) / kTile);
     for (int i = thread; i < tiles; i += kThreads) sum[0] += job.partials[static_cast<int64_t>(tile.image) * tiles + i];
   }
   for (int d = thread - radius; d <= radius; d += kThreads) sum[1] += gaussian(d);
@@ -415,7 +442,6 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
   __syncthreads();
   const float mean = shared[0], over = blurred ? shared[1] : 1;
 
-  const int column = tile.left + lane();
   // Three channels are coloured together; the fourth is not.
 #pragma unroll 1
   for (int first = 0; first < job.channels; first += 3) {
@@ -428,27 +454,27 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
 #pragma unroll
       for (int c = 0; c < 3; ++c) piece[c][at] = x[c];
     };
-    float result[3][kGroup] = {};
+    float result[3][kRows] = {};
     if (!blurred) {
 #pragma unroll
-      for (int o = 0; o < kGroup; ++o) {
-        const int row = min(tile.top + kGroup * warp() + o, job.height - 1);
-        const float* const from = planes + static_cast<int64_t>(row) * job.width + min(column, job.width - 1);
+      for (int o = 0; o < kRows; ++o) {
+        const int row = min(tile.row + o, job.height - 1);
+        const float* const from = planes + static_cast<int64_t>(row) * job.width + min(tile.column, job.width - 1);
 #pragma unroll
         for (int c = 0; c < 3; ++c)
           if (c < count) result[c][o] = from[c * plane];
       }
     } else {
       // Pieces of the input, of which most blurs have one.
-      const int length = kBlurTile + 2 * radius;
+      const int length = kTile + 2 * radius;
 #pragma unroll 1
       for (int top = 0; top < length; top += kSide) {
 #pragma unroll 1
         for (int left = 0; left < length; left += kSide) {
           const int rows = min(kSide, length - top), columns = min(kSide, length - left);
-          for (int k = thread; k < kBlurTile + kSide; k += kThreads) {
-            weights[0][k] = gaussian(k + top - kBlurTile - radius);
-            weights[1][k] = gaussian(k + left - kBlurTile - radius);
+          for (int k = thread; k < kTile + kSide; k += kThreads) {
+            weights[0][k] = gaussian(k + top - kTile - radius);
+            weights[1][k] = gaussian(k + left - kTile - radius);
           }
 #pragma unroll 2
           for (int i = warp(); i < rows; i += kGroups) {
@@ -468,22 +494,20 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
           __syncthreads();
           // Of pixels [at, at + 4) of the tile, the part of this piece.
           const auto begin = [&](int at, int start) { return max(at - start, 0); };
-          const auto end = [&](int at, int start, int size) { return min(at + kGroup + 2 * radius - start, size); };
+          const auto end = [&](int at, int start, int size) { return min(at + kRows + 2 * radius - start, size); };
 #pragma unroll
           for (int c = 0; c < 3; ++c) {
             if (c >= count) break;
 #pragma unroll 1
             for (int k = thread; k < rows * kGroups; k += kThreads) {
-              const int i = k / kGroups, at = k % kGroups * kGroup;
-              float four[kGroup] = {};
-              slide(four, piece[c] + i * kPitch, 1, weights[1] + kBlurTile - at, begin(at, left),
-                    end(at, left, columns));
-              *reinterpret_cast<float4*>(across + i * kBlurTile + at) = make_float4(four[0], four[1], four[2], four[3]);
+              const int i = k / kGroups, at = k % kGroups * kRows;
+              float four[kRows] = {};
+              slide(four, piece[c] + i * kPitch, 1, weights[1] + kTile - at, begin(at, left), end(at, left, columns));
+              *reinterpret_cast<float4*>(across + i * kTile + at) = make_float4(four[0], four[1], four[2], four[3]);
             }
             __syncthreads();
-            const int at = kGroup * warp();
-            slide(result[c], across + lane(), kBlurTile, weights[0] + kBlurTile - at, begin(at, top),
-                  end(at, top, rows));
+            const int at = kRows * warp();
+            slide(result[c], across + lane(), kTile, weights[0] + kTile - at, begin(at, top), end(at, top, rows));
             __syncthreads();
           }
         }
@@ -491,17 +515,16 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
     }
     // By way of shared memory, a thread's own: registers cannot be counted through.
 #pragma unroll
-    for (int o = 0; o < kGroup; ++o)
+    for (int o = 0; o < kRows; ++o)
 #pragma unroll
-      for (int c = 0; c < 3; ++c) piece[c][(kGroup * warp() + o) * kPitch + lane()] = result[c][o] * over;
+      for (int c = 0; c < 3; ++c) piece[c][(kRows * warp() + o) * kPitch + lane()] = result[c][o] * over;
 #pragma unroll 1
-    for (int o = 0; o < kGroup; ++o) {
-      const int row = tile.top + kGroup * warp() + o, at = (kGroup * warp() + o) * kPitch + lane();
+    for (int o = 0; o < kRows; ++o) {
+      const int at = (kRows * warp() + o) * kPitch + lane();
       if (first == 0 && !blurred) colour_piece(at);
-#pragma unroll
-      for (int c = 0; c < 3; ++c)
-        if (c < count && row < job.height && column < job.width)
-          store(job, s, tile.image, first + c, row, column, piece[c][at]);
+      const float x[3] = {piece[0][at], piece[1][at], piece[2][at]};
+      if (tile.row + o < job.height && tile.column < job.width)
+        store(job, s, tile.image, tile.row + o, tile.column, first, first + count, x);
     }
     __syncthreads();
   }
@@ -512,15 +535,13 @@ void launch_resample(const Job& job, bool bicubic, int64_t blocks, void* stream)
   launch(bicubic ? resample<pixel, true> : resample<pixel, false>, blocks, stream, job);
 }
 
-int64_t tiles(int64_t height, int64_t width, int64_t tile_height) {
-  return ((height + tile_height - 1) / tile_height) * ((width + kTileWidth - 1) / kTileWidth);
-}
-
 }  // namespace
 
 // ---- the host's side ------------------------------------------------------------------------------------------------
 
-int64_t partials(int64_t height, int64_t width) { return tiles(height, width, kTileHeight); }
+int64_t partials(int64_t height, int64_t width) {
+  return ((height + kTile - 1) / kTile) * ((width + kTile - 1) / kTile);
+}
 
 void augment(const Augment& args) {
   const OnDevice device(args.device);
@@ -561,7 +582,7 @@ void augment(const Augment& args) {
       launch_resample<Pixel::bfloat16>(job, args.bicubic, blocks, args.stream);
   }
   if (job.resized) launch(move, blocks, args.stream, job);
-  if (job.coloured) launch(finish, args.images * tiles(args.height, args.width, kBlurTile), args.stream, job);
+  if (job.coloured) launch(finish, blocks, args.stream, job);
 }
 
 }  // namespace pyssl::cuda
