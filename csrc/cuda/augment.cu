@@ -242,37 +242,72 @@ __device__ float filter(float x, float a) {
   return x < 1 ? near : x < 2 ? far : 0.f;
 }
 
-// The weighted sum of a crop's pixels, by channel, and of the weights. Strides in bytes.
+// A tile of the resized crop, kTile rows of the crop at a time: each is summed up along itself, for the columns of the
+// tile, then those are down. Steps in bytes. Into `lines`, where a thread finds its own pixels.
 template <Pixel pixel, bool bicubic, int channels>
-__device__ float gather(const char* data, int64_t row, int64_t channel, int step, int height, int width, const Lay& y,
-                        const Lay& x, float over_down, float over_across, float a, float* sum) {
-  float total = 0;
+__device__ void resize(const char* data, int64_t row_step, int64_t channel_step, int step, int height, int width,
+                       const Lay* columns, const Lay* rows, float over_down, float over_across, float a,
+                       float (*lines)[kTile * kTile]) {
+  const Lay x = columns[lane()];
+  const int own = kRows * warp(), begin = min(rows[0].first, rows[kTile - 1].first);
+  const int end = max(rows[0].first + rows[0].taps, rows[kTile - 1].first + rows[kTile - 1].taps);
+  float sum[kRows][channels] = {}, down[kRows] = {}, across = 0;  // and the sums of the weights
 #pragma unroll 1
-  for (int i = 0; i < y.taps; ++i) {
-    const char* line[channels];
+  for (int j = 0; j < x.taps; ++j) across += filter<bicubic>((static_cast<float>(j) + x.at) * over_across, a);
+#pragma unroll 1
+  for (int top = begin; top < end; top += kTile) {
+    if (top + own < end) {
+      const char* line[kRows];
+      float part[kRows][channels] = {}, at = x.at;
 #pragma unroll
-    for (int c = 0; c < channels; ++c) line[c] = data + min(max(y.first + i, 0), height - 1) * row + c * channel;
-    float part[channels] = {}, weights = 0, at = x.at;
-#pragma unroll(channels == 4 ? 1 : 2)  // two taps of four channels do not fit in 64 registers
-    for (int j = x.first; j < x.first + x.taps; ++j, ++at) {
-      const float weight = filter<bicubic>(at * over_across, a);
-      const int k = min(max(j, 0), width - 1);
-      weights += weight;
+      for (int r = 0; r < kRows; ++r) line[r] = data + min(max(top + own + r, 0), height - 1) * row_step;
+#pragma unroll 1
+      for (int j = x.first; j < x.first + x.taps; ++j, ++at) {
+        const float weight = filter<bicubic>(at * over_across, a);
+        const int k = min(max(j, 0), width - 1);
 #pragma unroll
-      for (int c = 0; c < channels; ++c) part[c] += weight * load<pixel>(address(line[c], k, step));
+        for (int r = 0; r < kRows; ++r) {
+          const char* const from = address(line[r], k, step);
+#pragma unroll
+          for (int c = 0; c < channels; ++c) part[r][c] += weight * load<pixel>(from + c * channel_step);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+#pragma unroll
+        for (int c = 0; c < channels; ++c) lines[c][(own + r) * kTile + lane()] = part[r][c];
     }
-    const float weight = filter<bicubic>((static_cast<float>(i) + y.at) * over_down, a);
-    total += weight * weights;
+    __syncthreads();
 #pragma unroll
-    for (int c = 0; c < channels; ++c) sum[c] += weight * part[c];
+    for (int r = 0; r < kRows; ++r) {
+      const Lay y = rows[own + r];
+#pragma unroll 1
+      for (int i = max(y.first, top); i < min(y.first + y.taps, top + kTile); ++i) {
+        const float weight = filter<bicubic>((static_cast<float>(i - y.first) + y.at) * over_down, a);
+        down[r] += weight;
+#pragma unroll
+        for (int c = 0; c < channels; ++c) sum[r][c] += weight * lines[c][(i - top) * kTile + lane()];
+      }
+    }
+    __syncthreads();
   }
-  return total;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    // Rounded as a division is: a pixel that stays as it is may lie on a threshold.
+    const float total = across * down[r] * (pixel == Pixel::uint8 ? 255.f : 1.f), over = 1 / total;
+#pragma unroll
+    for (int c = 0; c < channels; ++c) {
+      const float near = sum[r][c] * over;
+      lines[c][(own + r) * kTile + lane()] = fmaf(fmaf(-near, total, sum[r][c]), over, near);
+    }
+  }
 }
 
 template <Pixel pixel, bool bicubic>
-__global__ void __launch_bounds__(kThreads, 4) resample(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(kThreads, 3) resample(const __grid_constant__ Job job) {
   __shared__ Numbers s;
-  __shared__ Lay lays[2 * kTile];
+  __shared__ Lay lays[2 * kTile];  // of the crop's columns, then of its rows
+  __shared__ float lines[kMostChannels][kTile * kTile];
   const Tile tile(job);
   narrow(job.samples[tile.image], s);
 
@@ -284,10 +319,10 @@ __global__ void __launch_bounds__(kThreads, 4) resample(const __grid_constant__ 
   const int width = whole(s.width, 1, static_cast<int>(image.width) - left);
   const bool transposed = s.transposed != 0;
   const float down = stretched(height, job.height, job.antialias), across = stretched(width, job.width, job.antialias);
-  if (const int k = static_cast<int>(threadIdx.x); k < 2 * kTile) {  // columns, then rows, of the output
-    const bool vertical = (k >= kTile) != transposed;
+  if (const int k = static_cast<int>(threadIdx.x); k < 2 * kTile) {
+    const bool vertical = k >= kTile;
     const int inputs = vertical ? height : width, size = vertical ? job.height : job.width;
-    const int i = min(k < kTile ? tile.left + k : tile.top + k - kTile, size - 1);
+    const int i = min((vertical != transposed ? tile.top : tile.left) + k % kTile, size - 1);
     const bool flip = (vertical ? s.vertical_flip : s.horizontal_flip) != 0;
     // Of an axis that is not resized, one input alone.
     const float support = inputs == size ? 0.5f : (bicubic ? 2.f : 1.f) * (vertical ? down : across);
@@ -296,37 +331,30 @@ __global__ void __launch_bounds__(kThreads, 4) resample(const __grid_constant__ 
   __syncthreads();
 
   constexpr int kItem = pixel == Pixel::uint8 ? 1 : pixel == Pixel::float32 ? 4 : 2;
-  const int64_t row_step = image.picture.row * kItem, channel_step = image.picture.channel * kItem;
-  const int pixel_step = static_cast<int>(image.picture.pixel) * kItem;
-  data += top * row_step + left * image.picture.pixel * kItem;
-  const float over_down = 1 / down, over_across = 1 / across, a = job.antialias ? -0.5f : -0.75f;
+  const int64_t row_step = image.picture.row * kItem, pixel_step = image.picture.pixel * kItem;
+  const int64_t channel_step = image.picture.channel * kItem;
+  const char* const origin = data + top * row_step + left * pixel_step;
+  const auto run = [&](auto channels, int first) {
+    resize<pixel, bicubic, decltype(channels)::value>(
+        origin + first * channel_step, row_step, channel_step, static_cast<int>(pixel_step), height, width, lays,
+        lays + kTile, 1 / down, 1 / across, job.antialias ? -0.5f : -0.75f, lines + first);
+  };
+  if (job.channels >= 3) run(std::integral_constant<int, 3>(), 0);
+  if (job.channels != 3) run(std::integral_constant<int, 1>(), job.channels - 1);
+
   const int contrast = contrast_step(s);
   float luma = 0;
 #pragma unroll 1
-  for (int row = tile.row; row < min(tile.row + kRows, job.height); ++row) {
-    if (tile.column >= job.width) break;
-    const Lay of_column = lays[lane()], of_row = lays[kTile + row - tile.top];
-    const Lay y = transposed ? of_column : of_row, x = transposed ? of_row : of_column;
-    float sum[kMostChannels] = {};
-    const auto sample = [&](auto channels) {
-      return gather<pixel, bicubic, decltype(channels)::value>(data, row_step, channel_step, pixel_step, height, width,
-                                                               y, x, over_down, over_across, a, sum);
-    };
-    float total = job.channels == 3   ? sample(std::integral_constant<int, 3>())
-                  : job.channels == 1 ? sample(std::integral_constant<int, 1>())
-                                      : sample(std::integral_constant<int, 4>());
-    // Rounded as a division is: a pixel that stays as it is may lie on a threshold.
-    if (pixel == Pixel::uint8) total *= 255;
-    const float over = 1 / total;
+  for (int own = kRows * warp(); own < kRows * (warp() + 1); ++own) {
+    const int row = tile.top + (transposed ? lane() : own), column = tile.left + (transposed ? own : lane());
+    if (row >= job.height || column >= job.width) continue;
+    float x[kMostChannels];
 #pragma unroll
-    for (int c = 0; c < kMostChannels; ++c) {
-      const float near = sum[c] * over;
-      sum[c] = fmaf(fmaf(-near, total, sum[c]), over, near);
-    }
+    for (int c = 0; c < kMostChannels; ++c) x[c] = lines[c][own * kTile + lane()];
     if (s.moved != 0)
-      keep(job, job.resized, tile.image, row, tile.column, sum);
+      keep(job, job.resized, tile.image, row, column, x);
     else
-      luma += settle(job, s, tile.image, row, tile.column, contrast, sum);
+      luma += settle(job, s, tile.image, row, column, contrast, x);
   }
   if (s.moved == 0) keep_luma(job, contrast, luma);
 }
