@@ -44,7 +44,7 @@ def random_parameters(
         "box": torch.cat([start, length], 1),
         "horizontal_flip": coin(),
         "vertical_flip": coin(),
-        "turns": torch.randint(0, 4, (n,), generator=generator) * (1 if size[0] == size[1] else 2) % 4,
+        "turns": torch.randint(0, 4, (n,), generator=generator) if size[0] == size[1] else torch.arange(n) % 2 * 2,
         "angle": torch.where(moved, uniform(-180, 180), 0.0),
         "translate": torch.where(moved[:, None], uniform(-5, 5, 2), 0.0),
         "zoom": torch.where(moved, uniform(0.5, 2), 1.0),
@@ -101,6 +101,10 @@ def channels(images: Sequence[Tensor]) -> int:
 def assert_near(ours: Tensor, theirs: Tensor, images: Any, parameters: Parameters) -> None:
     """Within 1e-5 of full scale, or a rounding to ours' dtype. Pixels near a step are left out, and are few."""
     scale = 1 / min(parameters.std) if parameters.std else 1.0
+    if bool(parameters.moved.any()):
+        # Where a pixel comes from is rounded to float32 by the twin too: in 224 pixels by 3e-5 of one, which is as much
+        # of full scale from one pixel of noise to the next.
+        scale *= max(1.0, max(parameters.size) / 64)
     left_out = near_a_step([x.cpu() for x in images], parameters)
     assert int(left_out.sum()) <= 0.02 * left_out.numel() + 3
     ours, theirs = ours.cpu(), theirs.cpu()

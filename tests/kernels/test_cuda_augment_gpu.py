@@ -15,6 +15,7 @@ import torch
 
 from pyssl_fast import augment
 from pyssl_fast.augment import Parameters, plain
+from pyssl_fast.augment.parameters import FIELDS
 from pyssl_fast.kernels.cuda import augment as kernels
 from tests.kernels.augment_cases import anything, assert_near, check, pictures
 
@@ -102,7 +103,7 @@ def test_a_cuda_graph_reads_parameters_and_images_where_they_stand() -> None:
     for seed in range(3):
         x.copy_(torch.stack(pictures(sizes, seed=seed)))
         other = batch(sizes, (64, 64), seed, blur_kernel=parameters.blur_kernel, grey_first=parameters.grey_first)
-        for field in augment.parameters.FIELDS:
+        for field in FIELDS:
             getattr(parameters, field).copy_(getattr(other, field))
         graph.replay()
         assert torch.equal(out, augment.apply(x, other))
@@ -112,7 +113,7 @@ def test_numbers_that_lie_leave_the_other_images_alone() -> None:
     sizes = [(40, 50)] * 6
     x, honest = torch.stack(pictures(sizes)).cuda(), batch(sizes, (33, 33), 4).to("cuda")
     fields = {}
-    for name in augment.parameters.FIELDS:
+    for name in FIELDS:
         field = getattr(honest, name).clone()
         lies = {torch.int64: [1 << 40, -(1 << 40), -1], torch.float32: [torch.nan, torch.inf, -1e30]}
         for row, lie in enumerate(lies.get(field.dtype, [True, True, True])):
