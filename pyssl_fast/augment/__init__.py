@@ -20,11 +20,13 @@ from pyssl_fast.augment.recipes import (
     two_views,
     vicreg,
 )
+from pyssl_fast.augment.transform import Transform
 
 __all__ = [
     "RECIPES",
     "Parameters",
     "Recipe",
+    "Transform",
     "Views",
     "apply",
     "barlow_twins",

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyssl_fast.augment import sampling
 from pyssl_fast.augment.apply import apply
 from pyssl_fast.augment.parameters import INTERPOLATIONS, Images, Parameters, image_sizes
+from pyssl_fast.augment.sampling import Array
 from pyssl_fast.functional.checks import check_choice, check_count, check_within
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,6 +33,8 @@ _BLUR, _SIGMA, _SOLARIZE, _INVERT, _POSTERIZE, _ERASE = range(37, 43)
 _ERASED = slice(43, 65)
 _TRANSLATE, _ZOOM, _SHEAR = slice(65, 67), 67, 68
 _DRAWS = 69
+
+_NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0])  # factors that change nothing
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ class Recipe:
 
         low, high = self.scale
         parts = [
-            f"crop {100 * low:g} to {100 * high:g} % → {self.size[0]} × {self.size[1]} {self.interpolation}"
+            f"{'whole' if low == 1 else f'crop {100 * low:g} to {100 * high:g} %'} → {self.size[0]} × {self.size[1]}"
+            f" {self.interpolation}"
             f"{'' if self.antialias else ' without antialias'}"
         ]
         colours = f"{self.brightness:g}/{self.contrast:g}/{self.saturation:g}/{self.hue:g}"
@@ -199,30 +204,35 @@ class Recipe:
                 f"index must be a Tensor [{n}], one number per image; got {getattr(index, 'shape', index)}"
             )
         seed = sampling.seed_of(generator, seed)
-        u = sampling.uniform(_DRAWS, index.cpu(), seed=seed, epoch=epoch, view=view)
-        no = torch.zeros(n, dtype=torch.bool)
-        strength = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], dtype=torch.float64)
-        centre = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
-        lowest = torch.cat([(centre - strength)[:3].clamp(min=0), -strength[3:]])
-        result = torch.tensor([self.size]).expand(n, 2)
-        erase = sampling.erased(u[:, _ERASED], result, self.erase_scale, self.erase_ratio)
-        return Parameters(
-            box=sampling.resized_crop(u[:, _CROP], size, self.scale, self.ratio),
-            size=self.size,
-            horizontal_flip=u[:, _HORIZONTAL] < self.horizontal_flip,
-            vertical_flip=u[:, _VERTICAL] < self.vertical_flip,
-            turns=(u[:, _TURNS] * 4).to(torch.int64) * int(self.turns),
+        u = sampling.uniform(_DRAWS, index.cpu(), seed=seed, epoch=epoch, view=view).numpy()
+        strength = np.array([self.brightness, self.contrast, self.saturation, self.hue])
+        lowest = np.maximum(_NEUTRAL - strength, [0, 0, 0, -0.5])
+        drawn = {
+            "box": sampling.resized_crop(u[:, _CROP], size, self.scale, self.ratio),
+            "horizontal_flip": u[:, _HORIZONTAL] < self.horizontal_flip,
+            "vertical_flip": u[:, _VERTICAL] < self.vertical_flip,
+            "turns": (u[:, _TURNS] * 4).astype(np.int64) * int(self.turns),
             **self._moves(u),
-            order=u[:, _ORDER].argsort(1),
-            jitter=(u[:, _JITTER] < self.jitter)[:, None] & (strength > 0),
-            factors=(lowest + (centre + strength - lowest) * u[:, _FACTORS]).float(),
-            grey=u[:, _GREY] < self.grey,
-            sigma=torch.where(u[:, _BLUR] < self.blur, sampling.between(u[:, _SIGMA], *self.sigma), 0).float(),
-            solarize=u[:, _SOLARIZE] < self.solarize,
-            threshold=torch.full((n,), self.threshold),
-            invert=u[:, _INVERT] < self.invert,
-            bits=torch.where(u[:, _POSTERIZE] < self.posterize, self.bits, no.to(torch.int64)),
-            erase=torch.where((u[:, _ERASE] < self.erase)[:, None], erase, 0),
+            "order": u[:, _ORDER].argsort(1),
+            "jitter": (u[:, _JITTER] < self.jitter)[:, None] & (strength > 0),
+            "factors": lowest + (_NEUTRAL + strength - lowest) * u[:, _FACTORS],
+            "grey": u[:, _GREY] < self.grey,
+            "sigma": np.where(u[:, _BLUR] < self.blur, sampling.between(u[:, _SIGMA], *self.sigma), 0),
+            "solarize": u[:, _SOLARIZE] < self.solarize,
+            "threshold": np.full(n, float(self.threshold)),
+            "invert": u[:, _INVERT] < self.invert,
+            "bits": np.where(u[:, _POSTERIZE] < self.posterize, self.bits, 0),
+            "erase": np.zeros((n, 4), np.int64),
+        }
+        if self.erase:
+            erased = sampling.erased(u[:, _ERASED], np.array([self.size]), self.erase_scale, self.erase_ratio)
+            drawn["erase"] = np.where((u[:, _ERASE] < self.erase)[:, None], erased, 0)
+        return Parameters(
+            **{
+                name: torch.from_numpy(x.astype(np.float32) if x.dtype == np.float64 else x)
+                for name, x in drawn.items()
+            },
+            size=self.size,
             interpolation=self.interpolation,
             antialias=self.antialias,
             blur_kernel=self._taps(),
@@ -232,16 +242,15 @@ class Recipe:
             erase_value=self.erase_value,
         )
 
-    def _moves(self, u: Tensor) -> dict[str, Tensor]:
+    def _moves(self, u: Array) -> dict[str, Array]:
         moved = u[:, _AFFINE] < self.affine
-        height, width = self.size
-        most = torch.tensor([self.translate[0] * width, self.translate[1] * height], dtype=torch.float64)
+        most = np.array([self.translate[0] * self.size[1], self.translate[1] * self.size[0]])
         shear = sampling.between(u[:, _SHEAR], -self.shear, self.shear)
         return {
-            "angle": torch.where(moved, sampling.between(u[:, _ANGLE], -self.degrees, self.degrees), 0).float(),
-            "translate": torch.where(moved[:, None], (most * (2 * u[:, _TRANSLATE] - 1)).round(), 0).float(),
-            "zoom": torch.where(moved, sampling.between(u[:, _ZOOM], *self.zoom), 1).float(),
-            "shear": torch.where(moved[:, None], torch.stack([shear, torch.zeros_like(shear)], 1), 0).float(),
+            "angle": np.where(moved, sampling.between(u[:, _ANGLE], -self.degrees, self.degrees), 0),
+            "translate": np.where(moved[:, None], (most * (2 * u[:, _TRANSLATE] - 1)).round(), 0),
+            "zoom": np.where(moved, sampling.between(u[:, _ZOOM], *self.zoom), 1),
+            "shear": np.where(moved[:, None], np.stack([shear, np.zeros_like(shear)], 1), 0),
         }
 
     def __call__(
@@ -262,17 +271,16 @@ class Recipe:
         return apply(images, parameters, dtype=dtype, out=out)
 
 
-def _sizes(sizes: Sequence[tuple[int, int]] | Tensor | torch.Size) -> Tensor:
+def _sizes(sizes: Sequence[tuple[int, int]] | Tensor | torch.Size) -> Array:
     """[B, 2] int64."""
     if isinstance(sizes, torch.Size):
-        images, _ = image_sizes(torch.empty(sizes, device="meta"))
-        return torch.tensor(images)
-    size = torch.as_tensor(sizes)
-    if size.dim() != 2 or size.shape[1] != 2 or size.is_floating_point():
+        sizes, _ = image_sizes(torch.empty(sizes, device="meta"))
+    size = np.asarray(sizes.cpu() if isinstance(sizes, Tensor) else sizes)
+    if size.ndim != 2 or size.shape[1] != 2 or size.dtype.kind not in "iu":
         raise ValueError(f"sizes must hold a height and a width for each image; got {list(size.shape)} of {size.dtype}")
-    if size.shape[0] == 0 or bool((size < 1).any()):
+    if len(size) == 0 or (size < 1).any():
         raise ValueError(f"sizes must be 1 pixel or more, of one image or more; got {size.tolist()}")
-    return size.cpu().to(torch.int64)
+    return size.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -326,7 +334,7 @@ def two_views(first: Recipe, second: Recipe | None = None) -> Views:
 
 
 def multi_crop(first: Recipe, second: Recipe, local: Recipe, count: int) -> Views:
-    """Two global views and `count` local ones (Caron et al. 2020, section 3.3)."""
+    """Two global views and `count` local ones (Caron et al. 2020, section 3.2)."""
     check_count("count", count, 0)
     return Views((first, second, *[local] * count))
 
@@ -420,7 +428,7 @@ def dinov2(size: int = 224, local_size: int = 96, count: int = 8, inverted_blur:
 
 
 def swav(size: int = 224, local_size: int = 96, count: int = 6) -> Views:
-    """SwAV (Caron et al. 2020, section 3.3, and its code): 2 global and 6 local views."""
+    """SwAV (Caron et al. 2020, section 3.2, and its code): 2 global and 6 local views."""
     first = _photograph(_SIMCLR, size=size, scale=(0.14, 1.0), blur=0.5, std=SWAV_STD, name="SwAV global")
     local = dataclasses.replace(first, size=(local_size, local_size), scale=(0.05, 0.14), name="SwAV local")
     return multi_crop(first, first, local, count)

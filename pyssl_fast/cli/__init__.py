@@ -11,6 +11,7 @@ import click
 
 COMMANDS = {
     "train": "Train an encoder on images without labels, and say how good it is.",
+    "views": "Draw the views that an augmentation recipe makes of your images.",
     "bench": "Measure the kernels beside reference implementations.",
     "info": "Show what this machine has, and which kernels will run.",
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 
 from pyssl_fast import benchmark
 from pyssl_fast.benchmark import cases, machine, measure, report
+from pyssl_fast.cli.options import writable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How far, relatively, a side's loss may stand from the first side's: matrix products at "medium" round to bfloat16.
@@ -58,21 +58,6 @@ def _positive(_: Any, option: click.Parameter, value: float | None) -> float | N
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise click.ClickException(f"{option.opts[0]} must be greater than 0; got {value:g}")
     return value
-
-
-def _writable(_: Any, option: click.Parameter, value: str | None) -> Path | None:
-    """Say now, not after minutes of measuring, that a file cannot be written."""
-    if value is None:
-        return None
-    path = Path(value)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError
-        with tempfile.TemporaryFile(dir=path.parent):  # permission bits say nothing to root
-            pass
-    except OSError:
-        raise click.ClickException(f"{option.opts[0]}: cannot write {value}") from None
-    return path
 
 
 @contextmanager
@@ -155,9 +140,9 @@ def _check_isas(isas: Sequence[str]) -> None:
     help="Leave out sides that would take more memory.  [default: half of what is free]",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--json", "json", callback=_writable, metavar="FILE", help="Write everything measured.")
-@click.option("--markdown", "markdown", callback=_writable, metavar="FILE", help="Write a summary: a line per case.")
-@click.option("--png", "png", callback=_writable, metavar="FILE", help="Draw time and memory over the rows.")
+@click.option("--json", "json", callback=writable, metavar="FILE", help="Write everything measured.")
+@click.option("--markdown", "markdown", callback=writable, metavar="FILE", help="Write a summary: a line per case.")
+@click.option("--png", "png", callback=writable, metavar="FILE", help="Draw time and memory over the rows.")
 def bench(
     family: str, names: list[str], rows: list[int], dim: list[int], columns: int | None, sides: list[str], mode: str,
     dtype: str, temperature: float | None, precision: list[str], isa: list[str], device: str, threads: int | None,

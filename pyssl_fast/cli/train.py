@@ -82,6 +82,7 @@ def _require_packages() -> None:
 
 def _command(method: str, recipe: Any) -> click.Command:
     from pyssl_fast.backend import BACKENDS
+    from pyssl_fast.data.augmentation import AUGMENTATIONS
     from pyssl_fast.data.sources import SOURCES
     from pyssl_fast.recipes.engine import PRECISIONS
 
@@ -112,6 +113,7 @@ def _command(method: str, recipe: Any) -> click.Command:
         option("--weight-decay", float, f"AdamW's.  [default: {usual.weight_decay}]"),
         *own,
         option("--precision", click.Choice(PRECISIONS), "Of float32 products; or autocast.  [default: highest]"),
+        option("--augment", click.Choice(list(AUGMENTATIONS)), "Who varies the images.  [default: pyssl_fast]"),
         option("--seed", int, "Of the weights, the order and the augmentation.  [default: 0]"),
         click.Option(["--device"], default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
         click.Option(
@@ -291,11 +293,12 @@ def _show_header(console: Console, training: Training) -> None:
     count = sum(parameter.numel() for parameter in training.recipe.encoder.parameters())
     where = f"{torch.get_num_threads()} threads" if training.device.type == "cpu" else f"{training.workers} workers"
     options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.options.items())
-    views = dict.fromkeys(augmentation.description for augmentation in training.augmentations)
+    views = dict.fromkeys(map(repr, training.augmentations))
+    by = "" if settings.augment == "pyssl_fast" else f" by {settings.augment}"
     rows = {
         "method": f"{_title(training.recipe)}: {options}",
         "data": f"{data.name}: {images}",
-        "views": f"{len(training.augmentations)} of each image: {' | '.join(views)}",
+        "views": f"{len(training.augmentations)} of each image{by}: {' | '.join(views)}",
         "encoder": f"{settings.encoder}, {count:,} parameters",
         "training": f"{settings.epochs} epochs of {training.steps_per_epoch} steps, {settings.batch_size} images each;"
         f" learning rate {settings.learning_rate:g}, seed {settings.seed}",

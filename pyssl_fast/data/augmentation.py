@@ -1,28 +1,22 @@
-"""The random variations that make two views of one image, by what the image shows."""
+"""The random variations that make two views of one image, by what the image shows, and two ways to carry them out."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode, v2
+from torch import Tensor
 
-from pyssl_fast.data.images import Kind
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """A random transform of a picture, of any size, into one of a fixed size; and how to say it in a line."""
-
-    transform: Callable[[Image.Image], Image.Image]
-    description: str
+from pyssl_fast import backend, use_backend
+from pyssl_fast.augment import Recipe, Transform, Views
+from pyssl_fast.data.images import Kind, to_tensor
 
 
-def two_view_augmentation(kind: Kind, size: int) -> Augmentation:
+def two_view_augmentation(kind: Kind, size: int) -> Recipe:
     """The augmentation of methods that compare two views of an image.
 
     Digits are moved, turned and sheared, never mirrored (a mirrored digit is another sign, or none). Clothes are
@@ -33,29 +27,18 @@ def two_view_augmentation(kind: Kind, size: int) -> Augmentation:
         kind: what the images show.
         size: height and width of the result, in pixels.
     """
-    bilinear = InterpolationMode.BILINEAR
+    plain = Recipe(size=(size, size), mean=(), std=(), name=kind)
     if kind == "digits":
-        return Augmentation(
-            v2.Compose([
-                v2.Resize((size, size)),
-                v2.RandomAffine(25, translate=(0.15, 0.15), scale=(0.6, 1.3), shear=20, interpolation=bilinear),
-            ]),
-            "turn ±25°, shift ±15 %, scale 0.6 to 1.3, shear ±20°",
-        )  # fmt: skip
+        return replace(
+            plain, scale=(1, 1), ratio=(1, 1), affine=1.0, degrees=25, translate=(0.15, 0.15), zoom=(0.6, 1.3), shear=20
+        )
     if kind == "clothes":
-        return Augmentation(
-            v2.Compose([
-                v2.RandomResizedCrop(size, scale=(0.3, 1.0)),
-                v2.RandomHorizontalFlip(),
-                v2.ColorJitter(brightness=0.4, contrast=0.4),
-            ]),
-            "crop 30 to 100 % of the area, mirror, brightness and contrast ±40 %",
-        )  # fmt: skip
-    jitter = 0.5 if size <= 32 else 1.0  # SimCLR's strengths for CIFAR-10 and for ImageNet
-    return _photograph(size, f"colour jitter {jitter:g}", (0.8 * jitter, 0.8 * jitter, 0.8 * jitter, 0.2 * jitter), 0.5)
+        return replace(plain, scale=(0.3, 1.0), horizontal_flip=0.5, jitter=1.0, brightness=0.4, contrast=0.4)
+    strength = 0.5 if size <= 32 else 1.0  # SimCLR's for CIFAR-10 and for ImageNet
+    return _photograph(plain, [strength * most for most in (0.8, 0.8, 0.8, 0.2)], blur=0.5)
 
 
-def byol_augmentations(kind: Kind, size: int) -> tuple[Augmentation, Augmentation]:
+def byol_augmentations(kind: Kind, size: int) -> tuple[Recipe, Recipe]:
     """BYOL's two (Grill et al. 2020, appendix B): of a photograph, one view is blurred, the other solarised at times.
 
     Blur above 32 pixels only, as in `two_view_augmentation`, which digits and clothes get twice.
@@ -66,30 +49,66 @@ def byol_augmentations(kind: Kind, size: int) -> tuple[Augmentation, Augmentatio
     """
     if kind != "photos":
         return (two_view_augmentation(kind, size),) * 2
-    jitter = ("colour jitter of BYOL", (0.4, 0.4, 0.2, 0.1))
-    return _photograph(size, *jitter, blur=1.0), _photograph(size, *jitter, blur=0.1, solarize=0.2)
+    first = _photograph(two_view_augmentation(kind, size), (0.4, 0.4, 0.2, 0.1), blur=1.0)
+    return first, replace(first, blur=0.1 if first.blur else 0.0, solarize=0.2)
 
 
-def _photograph(
-    size: int, jitter: str, strengths: tuple[float, float, float, float], blur: float, solarize: float = 0.0
-) -> Augmentation:
-    """strengths: of brightness, contrast, saturation and hue; blur, solarize: probabilities."""
-    least = 8 if size > 64 else 20
-    steps: list[torch.nn.Module] = [
-        v2.RandomResizedCrop(size, scale=(least / 100, 1.0)),
-        v2.RandomHorizontalFlip(),
-        v2.RandomApply([v2.ColorJitter(*strengths)], p=0.8),
-        v2.RandomGrayscale(p=0.2),
-    ]
-    description = f"crop from {least} % of the area, mirror, {jitter}, grey"
-    if size > 32:
-        kernel = 2 * (size // 20) + 1  # a tenth of the side, odd
-        steps.append(v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur))
-        description += f", blur {blur:.0%}"
-    if solarize:
-        steps.append(v2.RandomSolarize(128, p=solarize))
-        description += f", solarise {solarize:.0%}"
-    return Augmentation(v2.Compose(steps), description)
+def _photograph(plain: Recipe, strengths: Sequence[float], blur: float) -> Recipe:
+    """strengths: of brightness, contrast, saturation and hue."""
+    size, (brightness, contrast, saturation, hue) = plain.size[0], strengths
+    return replace(
+        plain,
+        scale=(0.08 if size > 64 else 0.2, 1.0),
+        horizontal_flip=0.5,
+        jitter=0.8,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+        grey=0.2,
+        blur=blur if size > 32 else 0.0,
+    )
+
+
+def fused(
+    recipes: Sequence[Recipe], pictures: Sequence[Image.Image], seed: int, epoch: int, index: list[int]
+) -> list[Tensor]:
+    """All views of a batch of pictures, uint8 [B, C, height, width] per recipe; index: the pictures' numbers."""
+    with use_backend("reference" if backend.selected() == "reference" else "auto"):  # the losses' may be a GPU's
+        return Transform(Views(tuple(recipes)), dtype=torch.uint8, seed=seed)(list(pictures), index=index, epoch=epoch)
+
+
+def by_torchvision(
+    recipes: Sequence[Recipe], pictures: Sequence[Image.Image], seed: int, epoch: int, index: list[int]
+) -> list[Tensor]:
+    """The same by torchvision, picture by picture, with random numbers of its own."""
+    transforms = [torchvision_transform(recipe) for recipe in recipes]
+    views: list[list[Tensor]] = [[] for _ in recipes]
+    for picture, number in zip(pictures, index, strict=True):
+        with seeded(seed, epoch, number):
+            for view, transform in zip(views, transforms, strict=True):
+                view.append(to_tensor(transform(picture)))
+    return [torch.stack(view) for view in views]
+
+
+AUGMENTATIONS: dict[str, Callable[..., list[Tensor]]] = {"pyssl_fast": fused, "torchvision": by_torchvision}
+
+
+def torchvision_transform(recipe: Recipe) -> Callable[[Image.Image], Image.Image]:
+    """What a recipe of this module says, as a chain of torchvision's transforms of Pillow images."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    bilinear, r = InterpolationMode.BILINEAR, recipe
+    steps = (
+        (1.0, v2.RandomResizedCrop(r.size, r.scale, r.ratio, bilinear)),
+        (r.horizontal_flip, v2.RandomHorizontalFlip(r.horizontal_flip)),
+        (r.affine, v2.RandomApply([v2.RandomAffine(r.degrees, r.translate, r.zoom, r.shear, bilinear)], r.affine)),
+        (r.jitter, v2.RandomApply([v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue)], r.jitter)),
+        (r.grey, v2.RandomGrayscale(r.grey)),
+        (r.blur, v2.RandomApply([v2.GaussianBlur(r._taps(), r.sigma)], r.blur)),
+        (r.solarize, v2.RandomSolarize(255 * r.threshold, r.solarize)),
+    )
+    return v2.Compose([step for probability, step in steps if probability])
 
 
 @contextlib.contextmanager

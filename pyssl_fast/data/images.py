@@ -158,7 +158,11 @@ def _digest(*parts: str | npt.NDArray[Any] | None) -> str:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """As a viewer shows it: the right way up, 16 bits scaled to 8, what is transparent on white."""
-    image = ImageOps.exif_transpose(image)
+    return opaque(ImageOps.exif_transpose(image))
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """RGB of any mode: 16 bits scaled to 8, what is transparent on white."""
     if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
         image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

@@ -4,61 +4,59 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Generator, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pyssl_fast.data.augmentation import Augmentation, seeded
-from pyssl_fast.data.images import DataError, Images, to_tensor
+from pyssl_fast.augment import Recipe
+from pyssl_fast.data.augmentation import AUGMENTATIONS
+from pyssl_fast.data.images import DataError, Images
 
 Key = tuple[int, int]  # epoch, index of the image
 
 
-class Sample(NamedTuple):
-    """views: one uint8 [C, H, W] per augmentation; label: of the image, None unless it was asked for."""
-
-    views: list[Tensor]
-    label: int | None
-
-
 class Batch(NamedTuple):
-    """views: one uint8 [B, C, H, W] per augmentation; labels: [B] int64, None unless they were asked for."""
+    """views: one uint8 [B, C, H, W] per recipe; labels: [B] int64, None unless they were asked for."""
 
     views: list[Tensor]
     labels: Tensor | None
 
 
-class ViewDataset(Dataset[Sample | DataError]):
-    """The views of an image: for the key (epoch, index) one per augmentation, drawn by (seed, *key).
+class ViewDataset(Dataset[Batch]):
+    """Batches of views: of the keys (epoch, index) of one epoch, each drawn by (seed, epoch, index, view).
 
     Args:
         images: what they are views of.
-        augmentations: one per view.
+        recipes: one per view.
         seed: of the run.
-        labelled: whether the label comes along; the images must have labels then.
+        labelled: whether the labels come along; the images must have labels then.
+        augmentation: "pyssl_fast", or "torchvision", to compare with.
     """
 
     def __init__(
-        self, images: Images, augmentations: Sequence[Augmentation], seed: int, *, labelled: bool = False
-    ) -> None:
+        self, images: Images, recipes: Sequence[Recipe], seed: int, *, labelled: bool = False,
+        augmentation: str = "pyssl_fast",
+    ) -> None:  # fmt: skip
         self.images = images
-        self.augmentations = augmentations
+        self.recipes = recipes
         self.seed = seed
         self.labels = images.labels if labelled else None
         if labelled and self.labels is None:
             raise ValueError("the images have no labels")
+        self.views = AUGMENTATIONS[augmentation]
 
-    def __getitem__(self, key: Key) -> Sample | DataError:
+    def __getitems__(self, keys: list[Key]) -> Batch | DataError:
+        """The whole batch at once: what is done once per call is not done for every image."""
+        epoch, index = keys[0][0], [index for _, index in keys]
         try:
-            picture = self.images.picture(key[1])
+            pictures = [self.images.picture(number) for number in index]
         except DataError as error:
             return error  # raised inside a worker process it would come out as a page of traceback
-        with seeded(self.seed, *key):
-            views = [to_tensor(augmentation.transform(picture)) for augmentation in self.augmentations]
-        return Sample(views, None if self.labels is None else int(self.labels[key[1]]))
+        views = self.views(self.recipes, pictures, self.seed, epoch, index)
+        return Batch(views, None if self.labels is None else torch.from_numpy(self.labels[index]))
 
 
 class Schedule(Sampler[list[Key]]):
@@ -95,10 +93,10 @@ def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Gener
         DataError: while iterating, when an image cannot be read or a worker process has died.
     """
     loader: DataLoader[Batch | DataError] = DataLoader(
-        dataset,  # type: ignore[arg-type]  # of samples, which _collate makes into batches
+        dataset,
         batch_sampler=schedule,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=_as_it_is,
         worker_init_fn=_leave_interrupt_to_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: drawing the workers' seeds must not move torch's random numbers
@@ -118,14 +116,8 @@ def view_loader(dataset: ViewDataset, schedule: Schedule, workers: int) -> Gener
         raise DataError(WORKER_DIED) from error
 
 
-def _collate(samples: list[Sample | DataError]) -> Batch | DataError:
-    views, labels = [], []
-    for sample in samples:
-        if isinstance(sample, DataError):
-            return sample
-        views.append(sample.views)
-        labels += [] if sample.label is None else [sample.label]
-    return Batch([torch.stack(view) for view in zip(*views, strict=True)], torch.tensor(labels) if labels else None)
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _leave_interrupt_to_parent(worker: int) -> None:

@@ -123,19 +123,19 @@ def _folder(folder: Path, image_size: int | None) -> ImageData:
                 f"{folder} holds {splits[0].name}/, but not both train/ and one of {', '.join(TEST_FOLDERS)}:"
                 " add the other, or give --data the folder that holds the classes, or rename a class of that name"
             )
-        train, classes = _class_folders(splits[0])
-        test, test_classes = _class_folders(splits[1])
+        train, classes = class_folders(splits[0])
+        test, test_classes = class_folders(splits[1])
         if len(classes) < 2 or classes != test_classes:
             raise DataError(f"{splits[0]} and {splits[1]} must hold the same sub-folders, one per class, at least two")
         return ImageData("folder", "photos", train, test, classes, image_size or _size(train), 3)
-    images, classes = _class_folders(folder)
+    images, classes = class_folders(folder)
     size = image_size or _size(images)
     if len(classes) < 2:  # flat, or a single class: nothing to tell apart
         return ImageData("folder", "photos", FileImages(images.paths, None), None, None, size, 3)
     return ImageData("folder", "photos", *_split(images), classes, size, 3)
 
 
-def _class_folders(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
+def class_folders(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
     """The images of a folder, labelled by its sub-folders; those of a flat folder have no classes."""
     flat = [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
     by_class = {sub.name: _images_below(sub) for sub in _visible(folder) if sub.is_dir()}

@@ -66,7 +66,7 @@ def loss_curve(lines: Sequence[dict[str, Any]], title: str) -> bytes:
         _plain(axes)
     right.grid(False)
     top.set_xlim(0, x[-1])
-    return _png(figure)
+    return png(figure)
 
 
 def embedding_map(features: Features, images: Images, classes: Sequence[str] | None, size: int, title: str) -> bytes:
@@ -99,7 +99,7 @@ def embedding_map(features: Features, images: Images, classes: Sequence[str] | N
     axes.set_facecolor(PAPER)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def flatten(features: Features) -> tuple[str, npt.NDArray[np.float64]]:
@@ -169,7 +169,7 @@ def _plain(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the names of classes may be in any script

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyssl_fast import augment
 from pyssl_fast.data import ImageData
-from pyssl_fast.data.augmentation import Augmentation, byol_augmentations
+from pyssl_fast.data.augmentation import byol_augmentations
 from pyssl_fast.modules import BYOLPredictionHead, BYOLProjectionHead
 from pyssl_fast.recipes.momentum import Teacher, check_momentum, rising
 from pyssl_fast.recipes.recipe import option
@@ -45,7 +46,7 @@ class BYOL(PredictedViews):
         return BYOLPredictionHead(options.embedding_dim, options.hidden_dim, options.embedding_dim)
 
     @staticmethod
-    def augmentations(data: ImageData) -> Sequence[Augmentation]:
+    def augmentations(data: ImageData) -> Sequence[augment.Recipe]:
         return byol_augmentations(data.kind, data.size)
 
     def predicted(self, views: Tensor, embeddings: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from pyssl_fast import backend, use_backend
 from pyssl_fast.data import DataError, ImageData, load_data
+from pyssl_fast.data.augmentation import AUGMENTATIONS
 from pyssl_fast.data.images import Subset
 from pyssl_fast.data.loader import Batch, Schedule, ViewDataset, view_loader
 from pyssl_fast.evaluation import pictures
@@ -89,6 +90,7 @@ class Settings:
     learning_rate: float = 0.0
     weight_decay: float = 0.0
     precision: str = "highest"
+    augment: str = "pyssl_fast"
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -156,15 +158,17 @@ def settle(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) ->
     recipe = find_recipe(given["method"])
     if stored is not None:
         with _same_version():
-            settings = Settings(**stored)
+            settings = Settings(**{"augment": "torchvision", **stored})  # the only one, before there was a choice
         _refuse_differences(given, asdict(settings))
         data = load_data(settings.data, full=settings.full, image_size=settings.image_size)
         return settings, data
     start = Settings(**given)
     if start.image_size < 0 or 0 < start.image_size < 16:
         raise ValueError(f"--image-size must be at least 16, got {start.image_size}")
-    if start.seed < 0:
-        raise ValueError(f"--seed must not be negative, got {start.seed}")
+    if not 0 <= start.seed < 1 << 63:
+        raise ValueError(f"--seed must not be negative, and less than 2⁶³; got {start.seed}")
+    if start.augment not in AUGMENTATIONS:
+        raise ValueError(f"--augment must be one of {', '.join(AUGMENTATIONS)}; got {start.augment!r}")
     if start.precision not in PRECISIONS:
         raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}; got {start.precision!r}")
     data = load_data(start.data, full=start.full, image_size=start.image_size or None)
@@ -280,7 +284,10 @@ class Training:
             OSError: a file cannot be written, such as on a full disk; the last checkpoint is whole.
         """
         count, settings = len(self.data.train), self.settings
-        dataset = ViewDataset(self.data.train, self.augmentations, settings.seed, labelled=self.recipe.supervised)
+        dataset = ViewDataset(
+            self.data.train, self.augmentations, settings.seed, labelled=self.recipe.supervised,
+            augmentation=settings.augment,
+        )  # fmt: skip
         schedule = Schedule(count, settings.batch_size, settings.epochs, settings.seed, self.step)
         with (
             use_backend(self.backend),

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from pyssl_fast import augment
 from pyssl_fast.data import ImageData
-from pyssl_fast.data.augmentation import Augmentation
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Recipe(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def augmentations(data: ImageData) -> Sequence[Augmentation]:
+    def augmentations(data: ImageData) -> Sequence[augment.Recipe]:
         """One per view. Views may differ in kind and in size."""
 
     @abstractmethod

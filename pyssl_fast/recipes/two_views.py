@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pyssl_fast import augment
 from pyssl_fast.data import ImageData
-from pyssl_fast.data.augmentation import Augmentation, two_view_augmentation
+from pyssl_fast.data.augmentation import two_view_augmentation
 from pyssl_fast.losses import NegativeCosineSimilarity
 from pyssl_fast.modules import KeyQueue, ProjectionHead
 from pyssl_fast.recipes.recipe import Budget, Recipe, option
@@ -45,7 +46,7 @@ class TwoViews(Recipe):
         return ProjectionHead(features, out_dim=options.embedding_dim)
 
     @staticmethod
-    def augmentations(data: ImageData) -> Sequence[Augmentation]:
+    def augmentations(data: ImageData) -> Sequence[augment.Recipe]:
         return [two_view_augmentation(data.kind, data.size)] * 2
 
     def forward(self, images: Tensor) -> Tensor:

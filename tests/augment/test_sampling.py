@@ -1,5 +1,6 @@
 """Random numbers that batch, worker and rank do not change; and torchvision's distributions."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,14 @@ def test_uniform_equals_unsigned_arithmetic():
             for counter in (3, i, 1, draw):
                 state = mix((state + (counter + 1) * step) & mask)
             assert got[row, draw].item() == (state >> 11) * 2.0**-53
+
+
+def test_uniform_of_a_devices_tensors_is_that_of_arrays():
+    draws, index = torch.arange(5), torch.tensor([0, 3, 2**62, 2**63 - 1])
+    bits = sampling._bits(draws, index, 2**63 - 1, 9, 4)
+    assert torch.equal(
+        bits * torch.tensor(2.0**-53).double(), sampling.uniform(draws, index, seed=2**63 - 1, epoch=9, view=4)
+    )
 
 
 def test_uniform_is_uniform_and_counters_are_independent():
@@ -87,8 +96,8 @@ def test_crop_distribution_equals_torchvision(height, width):
     "height, width, expected", [(2, 100, (0, 48, 2, 3)), (100, 2, (48, 0, 3, 2)), (1, 1, (0, 0, 1, 1))]
 )
 def test_crop_falls_back_to_the_middle(height, width, expected):
-    u = torch.full((1, 22), 0.999, dtype=torch.float64)
-    box = sampling.resized_crop(u, torch.tensor([[height, width]]), (1.0, 1.0), (3 / 4, 4 / 3))
+    u = np.full((1, 22), 0.999)
+    box = sampling.resized_crop(u, np.array([[height, width]]), (1.0, 1.0), (3 / 4, 4 / 3))
     assert tuple(box[0].tolist()) == expected
 
 

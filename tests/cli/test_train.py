@@ -87,6 +87,16 @@ def test_flags_are_switched_on_and_off(data, tmp_path):
     assert "predictor False" in invoke("byol", *arguments[1:], "--no-predictor").output
 
 
+@pytest.mark.parametrize(
+    ("by", "said"), [("pyssl_fast", "2 of each image: "), ("torchvision", "2 of each image by torchvision: ")]
+)
+def test_the_views_are_described(data, tmp_path, by, said):
+    outcome = invoke("simclr", "--data", data, "--epochs", 1, "--out", tmp_path, "--augment", by)
+    assert outcome.exit_code == 0, outcome.output
+    text = " ".join(outcome.output.split())
+    assert f"{said}clothes: crop 30 to 100 % → 16 × 16 bilinear, flip 50 %, jitter 0.4/0.4/0/0" in text
+
+
 def test_collapse_is_said_aloud(data, tmp_path, monkeypatch):
     from pyssl_fast.recipes.simclr import SimCLR
 

@@ -8,17 +8,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from pyssl_fast.data.augmentation import byol_augmentations, seeded, two_view_augmentation
+from pyssl_fast import augment, use_backend
+from pyssl_fast.data.augmentation import (
+    AUGMENTATIONS,
+    byol_augmentations,
+    seeded,
+    torchvision_transform,
+    two_view_augmentation,
+)
 from pyssl_fast.data.images import ArrayImages, DataError, FileImages
 from pyssl_fast.data.loader import Schedule, ViewDataset, view_loader
 
 IMAGES = ArrayImages(np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8), None)
 
 
-def batches(workers, seed=3, start=0, images=IMAGES, labelled=False):
-    augmentation = two_view_augmentation("digits", 16)
-    dataset = ViewDataset(images, [augmentation, augmentation], seed, labelled=labelled)
+def batches(workers, seed=3, start=0, images=IMAGES, labelled=False, kind="digits", by="pyssl_fast"):
+    recipe = two_view_augmentation(kind, 16)
+    dataset = ViewDataset(images, [recipe, recipe], seed, labelled=labelled, augmentation=by)
     return list(view_loader(dataset, Schedule(len(IMAGES), 3, epochs=2, seed=seed, start=start), workers))
 
 
@@ -30,19 +38,53 @@ def equal(one, other):
     )
 
 
-def test_views_do_not_depend_on_workers_or_on_where_one_starts():
-    alone = batches(0)
+@pytest.mark.parametrize("kind", ["digits", "clothes"])
+@pytest.mark.parametrize("by", AUGMENTATIONS)
+def test_views_do_not_depend_on_workers_or_on_where_one_starts(by, kind):
+    alone = batches(0, by=by, kind=kind)
     assert len(alone) == 6
     assert [view.shape for view in alone[0].views] == [(3, 1, 16, 16)] * 2
     assert alone[0].views[0].dtype == torch.uint8
-    assert equal(alone, batches(2))
-    assert equal(alone[4:], batches(0, start=4))
+    assert equal(alone, batches(2, by=by, kind=kind))
+    assert equal(alone[4:], batches(0, start=4, by=by, kind=kind))
 
 
-def test_views_differ_from_each_other_and_between_seeds():
-    alone = batches(0)
+@pytest.mark.parametrize("by", AUGMENTATIONS)
+def test_views_differ_from_each_other_between_epochs_and_seeds(by):
+    alone = batches(0, by=by)
     assert not torch.equal(*alone[0].views)
-    assert not equal(alone, batches(0, seed=4))
+    assert not equal(alone, batches(0, seed=4, by=by))
+    first, second = (
+        {image.numpy().tobytes() for batch in part for image in batch.views[0]} for part in (alone[:3], alone[3:])
+    )
+    assert first.isdisjoint(second)
+
+
+def test_a_view_depends_on_the_seed_the_epoch_the_image_and_its_number_alone():
+    recipes = byol_augmentations("clothes", 16)
+    (batch,) = view_loader(ViewDataset(IMAGES, recipes, 3), [[(7, 4), (7, 1)]], 0)
+    for view, got in enumerate(batch.views):
+        for place, index in enumerate((4, 1)):
+            image = [torch.from_numpy(IMAGES.array[index])[None]]
+            expected = recipes[view](image, seed=3, epoch=7, index=torch.tensor([index]), view=view, dtype=torch.uint8)
+            assert torch.equal(got[place], expected[0])
+
+
+def test_views_may_differ_in_size_and_images_too(tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (20 + number, 30), (number, 40, 200)).save(path)
+    recipes = [two_view_augmentation("photos", 16), augment.Recipe(size=(8, 8), mean=(), std=())]
+    for by in AUGMENTATIONS:
+        (batch,) = view_loader(ViewDataset(FileImages(paths, None), recipes, 0, augmentation=by), [[(0, 0), (0, 2)]], 0)
+        assert [view.shape for view in batch.views] == [(2, 3, 16, 16), (2, 3, 8, 8)]
+        assert batch.views[1][:, :, 3, 3].tolist() == [[0, 40, 200], [2, 40, 200]]
+
+
+def test_the_backend_of_the_losses_is_not_that_of_the_images():
+    expected = batches(0)
+    with use_backend("cuda"):
+        assert equal(batches(0), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -120,38 +162,43 @@ def test_a_bug_in_a_worker_is_not_a_dead_worker(order, error, message):
     ("kind", "size", "mode"), [("digits", 28, "L"), ("clothes", 28, "L"), ("photos", 32, "RGB"), ("photos", 64, "RGB")]
 )
 def test_augmentations_keep_size_and_colours(kind, size, mode):
-    from PIL import Image
-
-    for augmentation in (two_view_augmentation(kind, size), *byol_augmentations(kind, size)):
+    picture = Image.new(mode, (40, 50), 128 if mode == "L" else (9, 99, 199))
+    for recipe in (two_view_augmentation(kind, size), *byol_augmentations(kind, size)):
         with seeded(1):
-            out = augmentation.transform(Image.new(mode, (40, 50), 128 if mode == "L" else (9, 99, 199)))
+            out = torchvision_transform(recipe)(picture)
         assert (out.size, out.mode) == ((size, size), mode)
-        assert augmentation.description
+        assert kind in repr(recipe) and "normalise" not in repr(recipe)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("digits", 28), ("clothes", 28), ("photos", 32), ("photos", 64)])
+def test_both_augmentations_have_one_distribution(kind, size):
+    """Means over many views of a bright image with a dark corner: brightness, and where the corner has gone."""
+    array = np.full((1, 40, 40) if kind != "photos" else (1, 40, 40, 3), 200, np.uint8)
+    array[:, :20, :20] = 40
+    count = 600
+    means = {}
+    for by, views in AUGMENTATIONS.items():
+        pictures = [Image.fromarray(array[0])] * count
+        drawn = views([two_view_augmentation(kind, size)], pictures, 0, 0, list(range(count)))[0].double().mean(1)
+        quarters = drawn.unflatten(1, (2, size // 2)).unflatten(3, (2, size // 2)).mean((2, 4)).flatten(1)
+        means[by] = quarters.mean(0), quarters.std(0)
+    (ours, spread), (theirs, other) = means.values()
+    assert ((ours - theirs).abs() < 4 * spread * (2 / count) ** 0.5).all(), (ours, theirs)
+    assert ((spread / other - 1).abs() < 0.2).all(), (spread, other)
 
 
 def test_byol_solarises_a_fifth_of_the_second_views_of_photographs():
     """Brightness leaves 60 % of a bright picture at least, so that it is dark only where it was solarised."""
-    from PIL import Image
-
-    dark = [0, 0]
-    for view, augmentation in enumerate(byol_augmentations("photos", 16)):
-        with seeded(1):
-            for _ in range(200):
-                dark[view] += (
-                    augmentation.transform(Image.new("RGB", (20, 20), (230, 230, 230))).getpixel((8, 8))[0] < 128
-                )
-    assert dark[0] == 0
-    assert 20 < dark[1] < 60
+    bright = [Image.new("RGB", (20, 20), (230, 230, 230))] * 200
+    for views in AUGMENTATIONS.values():
+        first, second = views(byol_augmentations("photos", 16), bright, 1, 0, list(range(200)))
+        assert (first[:, 0, 8, 8] >= 128).all()
+        assert 20 < (second[:, 0, 8, 8] < 128).sum() < 60
 
 
 def test_byol_blurs_all_first_views_of_larger_photographs_and_a_tenth_of_the_second():
-    from torchvision.transforms import v2
-
-    for size, expected in ((64, ([1.0], [0.1])), (32, ([], []))):
-        views = [augmentation.transform.transforms for augmentation in byol_augmentations("photos", size)]
-        blurs = [[step for step in view if isinstance(step, v2.RandomApply)][1:] for view in views]  # jitter is first
-        assert tuple([blur.p for blur in view] for view in blurs) == expected
-        assert all(isinstance(blur.transforms[0], v2.GaussianBlur) for view in blurs for blur in view)
+    for size, expected in ((64, [1.0, 0.1]), (32, [0.0, 0.0])):
+        assert [recipe.blur for recipe in byol_augmentations("photos", size)] == expected
     assert len(set(byol_augmentations("clothes", 64))) == 1
 
 

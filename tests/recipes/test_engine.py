@@ -148,6 +148,7 @@ def test_evaluating_again_replaces_the_evaluation(data_folder, tmp_path):
         ({"epochs": 3}, "--epochs 2, not 3; the learning rate follows a schedule over all epochs"),
         ({"options": {"temperature": 0.9}}, "--temperature 0.5, not 0.9"),
         ({"seed": 4}, "--seed 0, not 4"),
+        ({"augment": "torchvision"}, "--augment pyssl_fast, not torchvision"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(data_folder, tmp_path, given, message):
@@ -215,6 +216,12 @@ def test_a_checkpoint_of_another_version_is_said_to_be_one(stopped, tmp_path, da
     with pytest.raises(ValueError, match="the checkpoint is of another version") as caught:
         begin(data_folder, tmp_path / "run", resume=True)
     assert "\n" not in str(caught.value)
+
+
+def test_runs_of_before_there_was_a_choice_keep_torchvisions_augmentation(stopped, tmp_path, data_folder):
+    shutil.copytree(stopped, tmp_path / "run")
+    spoil(tmp_path / "run", lambda state: state["settings"].pop("augment"))
+    assert begin(data_folder, tmp_path / "run", resume=True).settings.augment == "torchvision"
 
 
 @pytest.mark.parametrize(
@@ -298,6 +305,8 @@ def test_every_precision_trains(data_folder, tmp_path, precision):
         ({"options": {"embedding_dim": 0}}, "--embedding-dim must be at least 1"),
         ({"image_size": 4}, "--image-size must be at least 16"),
         ({"seed": -1}, "--seed must not be negative"),
+        ({"seed": 1 << 63}, "--seed must .* less than 2⁶³"),
+        ({"augment": "kornia"}, "--augment must be one of pyssl_fast, torchvision; got 'kornia'"),
         ({"encoder": "resnet17"}, "unknown encoder 'resnet17'"),
         ({"options": {"temperature": 0.0}}, "temperature must be"),
         ({"method": "simclear"}, "unknown method 'simclear'; known: simclr"),

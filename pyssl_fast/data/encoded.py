@@ -1,0 +1,149 @@
+"""Images that are still encoded: which there are in folders, lists and tar archives, and their bytes."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pyssl_fast.data.images import DataError, Labels
+from pyssl_fast.data.sources import class_folders
+
+Source = str | Path | Sequence[str | Path] | Sequence[tuple[str | Path, int]]
+TAR_IMAGES = ("jpg", "jpeg", "png")
+
+
+class Place(NamedTuple):
+    """Where an image lies: a file, or `size` bytes of an archive from `offset` on, which it calls `member`."""
+
+    path: str
+    offset: int = 0
+    size: int = -1  # to the end
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.member} of {self.path}" if self.member else self.path
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """A fixed sequence of encoded images.
+
+    Attributes:
+        places: [N].
+        labels: [N] class numbers, or None.
+        classes: their names; empty where they have none.
+    """
+
+    places: list[Place]
+    labels: Labels | None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, index: int) -> npt.NDArray[np.uint8]:
+        """The bytes of image `index`. Raises DataError when there are none, or fewer than the archive says."""
+        place = self.places[index]
+        try:
+            raw = np.fromfile(place.path, np.uint8, place.size, offset=place.offset)
+        except OSError as error:
+            raise DataError(unreadable(place, error.strerror or str(error))) from error
+        if len(raw) == 0 or len(raw) < place.size:
+            raise DataError(
+                unreadable(place, "the archive has been cut short" if place.member else "the file is empty")
+            )
+        return raw
+
+
+def unreadable(place: Place, reason: str) -> str:
+    return f"cannot read the image {place}: {reason}"
+
+
+def open_source(source: Source) -> EncodedImages:
+    """The images of a source, in a fixed order.
+
+    Args:
+        source: a folder of class folders (labels in the order of their names), or of images; a list of files, or of
+            pairs (file, label), such as ImageFolder.samples of torchvision; a tar archive, a list of them or a pattern
+            ("shards/*.tar"), in WebDataset's layout: x.jpg (.jpeg, .png) beside x.cls, its class number in digits.
+
+    Raises:
+        TypeError: it is nothing of all this.
+        DataError: there are no images, an archive is damaged or compressed, or some images have labels and others none.
+    """
+    if isinstance(source, (str, Path)):
+        where = os.path.expanduser(source)
+        if os.path.isdir(where):
+            images, classes = class_folders(Path(where))
+            return EncodedImages([Place(str(path)) for path in images.paths], images.labels, classes)
+        if not where.endswith(".tar"):
+            raise DataError(f"source must be a folder, a list of files or .tar archives; there is no folder {source}")
+        archives = [where] if os.path.exists(where) else sorted(glob.glob(where))
+        if not archives:
+            raise DataError(f"there is no archive {source}")
+        return _archives(archives)
+    if not isinstance(source, Sequence) or not all(isinstance(x, (str, Path, tuple)) for x in source):
+        raise TypeError(f"source must be a folder, a list of files or .tar archives; got {type(source).__name__}")
+    if len(source) == 0:
+        raise DataError("source must hold files; got an empty list")
+    pairs = [x if isinstance(x, tuple) else (x, None) for x in source]
+    labels = [label for _, label in pairs if label is not None]
+    if len(labels) not in (0, len(pairs)):
+        raise DataError(
+            f"source must be files, or pairs (file, label) throughout; got {len(labels)} of {len(pairs)} pairs"
+        )
+    paths = [os.fspath(path) for path, _ in pairs]
+    tars = sum(path.endswith(".tar") for path in paths)
+    if tars and (tars < len(paths) or labels):
+        raise DataError(f"source must be images, or .tar archives without labels; got {tars} of {len(paths)} archives")
+    if tars:
+        return _archives(paths)
+    return EncodedImages([Place(path) for path in paths], np.array(labels, np.int64) if labels else None)
+
+
+def _archives(paths: Iterable[str]) -> EncodedImages:
+    places: list[Place] = []
+    labels: list[int | None] = []
+    for path in paths:
+        images: dict[str, Place] = {}
+        classes: dict[str, int] = {}
+        try:
+            with tarfile.open(path, "r:") as archive:
+                for member in archive:
+                    folder, slash, name = member.name.rpartition("/")
+                    name, _, suffix = name.partition(".")
+                    key = folder + slash + name
+                    if not member.isreg():
+                        continue
+                    if suffix.lower() in TAR_IMAGES:
+                        images.setdefault(key, Place(path, member.offset_data, member.size, member.name))
+                    elif suffix == "cls":
+                        classes[key] = _class_number(path, archive, member)
+        except (tarfile.TarError, OSError) as error:
+            raise DataError(f"cannot read the archive {path}: {error} (compressed ones must be unpacked)") from error
+        places += images.values()
+        labels += [classes.get(key) for key in images]
+    if not places:
+        raise DataError(f"there are no images in {', '.join(paths)} (looked for .{', .'.join(TAR_IMAGES)})")
+    known = [label for label in labels if label is not None]
+    if known and len(known) < len(labels):
+        raise DataError(f"there is no .cls beside {places[labels.index(None)]}, but beside {len(known)} other images")
+    return EncodedImages(places, np.array(known, np.int64) if known else None)
+
+
+def _class_number(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    file = archive.extractfile(member)
+    assert file is not None  # it is a regular file
+    text = file.read(64)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise DataError(f"{member.name} of {path} must hold a class number; got {text!r}") from error
