@@ -1,31 +1,31 @@
 // Augment family: a whole augmentation of every image, by explicit parameters, in one to three launches.
 //
-//   resample  crop, resize, flips, quarter turns; the colours up to the contrast, whose mean all blocks must see first
-//   move      the affine map, of the images that have one, then the colours likewise
-//   finish    the colours from the contrast on, blur
-// Each launch ends with an image that has nothing left to come: solarize, invert, posterize, normalise, erase, stored once
-// in out's type and strides. A crop with a flip is one launch; the blocks of an image that is done leave the others at once.
+//   resample  crop, resize, flips, quarter turns; the colours up to the contrast, whose mean is of the whole image
+//   move      the affine map, of the images that have one; then the colours likewise
+//   finish    the colours from the contrast on; blur
+// Each ends with what it has done wholly: solarize, invert, posterize, normalise, erase, stored once in out's type and
+// strides. A crop with a flip is one launch. Of the others, blocks of images that are done leave at once.
 //
 // Bytes per pixel of a float32 result of three channels, from uint8; 6 less where it is bfloat16:
 //   resample  14: 2 read (RandomResizedCrop takes 0.54 of 256² pixels on average, for 224²), 12 written
 //   move      24: 12 read (each value four times, three of them from the caches), 12 written
-//   finish    24: 12 read (up to 3.1 times with the borders of a blur's tiles, from the second-level cache), 12 written
+//   finish    24: 12 read (up to 3.1 times with a blur's borders, from the second-level cache), 12 written
 // Instructions per pixel, counted in the code for sm_90:
-//   resample  280, of them 80 for a quarter of what a thread prepares, 60 for the steps of the colours and 110 to store;
-//             22 (bilinear) or 30 (bicubic) for each tap along a row, of each row of the crop that the tile has; 20 or 30
-//             for each tap down; 37 for a brightness, contrast or saturation, 80 for a hue
-//   finish    280; a blur of radius r: 7 · (1 + r / 2) for each channel, twice, along 1 + r / 16 times as many rows; and
-//             the colours (1 + r / 16)² times
-// Predicted, not measured: 256 images of 256² pixels to 224², as bytes at the whole bandwidth of the data sheets, and as
-// instructions at four for each multiprocessor and cycle. The larger one bounds the time: it is not the bytes.
+//   resample  280, 80 of them a quarter of what a thread prepares, 60 for steps of the colours, 110 to store; for each
+//             tap along a row, 22 (bilinear) or 30 (bicubic), times the rows of the crop for one of the tile; for each
+//             tap down, 20 or 30; for a brightness, contrast or saturation 37, for a hue 80
+//   finish    280; for a blur of radius r, for each channel, 7 · (1 + r / 2), along r / 16 more rows, then down; the
+//             colours for (1 + r / 16)² pixels
+// Predicted, not measured: 256 images of 256² pixels to 224². Bytes at the whole bandwidth of the data sheets, then
+// instructions at four for each multiprocessor and cycle; the larger number bounds the time, and it is not the bytes.
 //                                     A100 40 GB (1.56 TB/s, 1.41 GHz)    H100 SXM (3.35 TB/s, 1.76 GHz)
 //   MAE: bicubic, flip                      116 µs,  390 µs                      54 µs,  250 µs
 //   SimCLR: bicubic, jitter, blur           294 µs,  820 µs                     137 µs,  540 µs
 //
-// Along rows first, then down, as each row of the crop serves all rows of the output that it is part of: summed up for
-// every pixel anew, a bicubic one took 16 to 21 taps of 35 instructions, not 4 of 30 and 4 more of 30. Weights are worked
-// out where they are needed: a table of them would be as long as the crop.
-// A tile is 32 × 32 pixels of 256 threads: a row is 128 bytes of a plane, and what a thread prepares serves four pixels.
+// Along rows first, then down: each row of the crop serves all rows of the output that it is part of. Summed up for each
+// pixel anew, a bicubic one takes 16 taps of 35 instructions, 21 at 256 to 224 pixels; so, 4 or 5 each way. The weights
+// are worked out where they are needed, as a table of them would be as long as the crop.
+// A tile is 32 × 32 pixels: its rows are 128 bytes of a plane, and what a thread prepares serves four pixels.
 #include "augment.h"
 
 #include <algorithm>
@@ -233,9 +233,9 @@ __device__ void keep_luma(const Job& job, int contrast, float luma) {
   if (threadIdx.x == 0) job.partials[blockIdx.x] = sum[0];
 }
 
-// ---- resample: crop, resize, flips, quarter turns ---------------------------------------------------------------------
+// ---- resample: crop, resize, flips, quarter turns -------------------------------------------------------------------
 
-// Where an output of a resized axis comes from: `taps` inputs from `first` on, the k-th weighted filter((k + at) / stretch).
+// Where an output of a resized axis comes from: `taps` inputs from `first` on, weighted filter((k + at) / stretch).
 struct Lay {
   int first, taps;
   float at;
@@ -247,7 +247,7 @@ __device__ float stretched(int inputs, int size, bool antialias) {
 }
 
 // Antialiased, what the filter covers of the inputs; else inputs beyond a border are meant too, and are those at it.
-// In whole numbers: (i + ½)·inputs / size leaves a float no fraction in a large image, and doubles are slow on most GPUs.
+// In whole numbers: as a float, (i + ½)·inputs / size has no fraction left in a large image; doubles are slow on most GPUs.
 __device__ Lay lay(int i, int inputs, int size, float support, bool antialias) {
   const uint64_t over = 2 * static_cast<uint64_t>(size), centre = (2 * static_cast<uint64_t>(i) + 1) * inputs;
   const int middle = static_cast<int>(centre / over);
@@ -439,7 +439,7 @@ __device__ int reflected(int i, int size) {
   return min(max(i, 0), size - 1);
 }
 
-// sum[o] += Σ weight[p − o]·from[p·step], over p of [begin, end); all multiples of 4, as is the weights' place in memory.
+// sum[o] += Σ weight[p − o]·from[p·step], over p of [begin, end). Multiples of 4, as is the weights' place in memory.
 __device__ void slide(float (&sum)[kRows], const float* from, int step, const float* weight, int begin, int end) {
   const auto read = [&](int p, float* w) {
     const float4 four = *reinterpret_cast<const float4*>(weight + p);

@@ -354,7 +354,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return failed ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
-// ---- functions, vectors and 16-bit numbers -------------------------------------------------------------------------------------
+// ---- functions, vectors and 16-bit numbers --------------------------------------------------------------------------
 
 template <class T>
 T __ldg(const T* at) {
