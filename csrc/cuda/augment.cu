@@ -22,9 +22,9 @@
 //   MAE: bicubic, flip                      116 µs,  390 µs                      54 µs,  250 µs
 //   SimCLR: bicubic, jitter, blur           294 µs,  820 µs                     137 µs,  540 µs
 //
-// Along rows first, then down: each row of the crop serves all rows of the output that it is part of. Summed up for each
-// pixel anew, a bicubic one takes 16 taps of 35 instructions, 21 at 256 to 224 pixels; so, 4 or 5 each way. The weights
-// are worked out where they are needed, as a table of them would be as long as the crop.
+// Along rows first, then down: each row of the crop serves all rows of the output that it is part of. Summed up anew for
+// each pixel, a bicubic one takes 16 taps of 35 instructions, 21 from 256 pixels to 224; so, 4 or 5 each way. Weights are
+// worked out where they are needed, as a table of them would be as long as the crop.
 // A tile is 32 × 32 pixels: its rows are 128 bytes of a plane, and what a thread prepares serves four pixels.
 #include "augment.h"
 
@@ -247,7 +247,7 @@ __device__ float stretched(int inputs, int size, bool antialias) {
 }
 
 // Antialiased, what the filter covers of the inputs; else inputs beyond a border are meant too, and are those at it.
-// In whole numbers: as a float, (i + ½)·inputs / size has no fraction left in a large image; doubles are slow on most GPUs.
+// In whole numbers: as a float, (i + ½)·inputs / size has no fraction left in a large image, and doubles may be slow.
 __device__ Lay lay(int i, int inputs, int size, float support, bool antialias) {
   const uint64_t over = 2 * static_cast<uint64_t>(size), centre = (2 * static_cast<uint64_t>(i) + 1) * inputs;
   const int middle = static_cast<int>(centre / over);
