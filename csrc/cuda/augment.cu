@@ -22,9 +22,9 @@
 //   MAE: bicubic, flip                      116 µs,  390 µs                      54 µs,  250 µs
 //   SimCLR: bicubic, jitter, blur           294 µs,  820 µs                     137 µs,  540 µs
 //
-// Along rows first, then down: each row of the crop serves all rows of the output that it is part of. Summed up anew for
-// each pixel, a bicubic one takes 16 taps of 35 instructions, 21 from 256 pixels to 224; so, 4 or 5 each way. Weights are
-// worked out where they are needed, as a table of them would be as long as the crop.
+// Along rows first, then down: each row of the crop serves all rows of the output that it is part of. Summed up anew
+// for each pixel, a bicubic one takes 16 taps of 35 instructions, 21 from 256 pixels to 224; so, 4 or 5 each way.
+// Weights are worked out where they are needed, as a table of them would be as long as the crop.
 // A tile is 32 × 32 pixels: its rows are 128 bytes of a plane, and what a thread prepares serves four pixels.
 #include "augment.h"
 
