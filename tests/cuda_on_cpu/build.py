@@ -70,7 +70,7 @@ def kernels(emulated: ModuleType, family: str) -> ModuleType:
         patch.setitem(sys.modules, "pyssl_fast._cuda", emulated)
         patch.setattr(pyssl_fast, "_cuda", emulated, raising=False)
         loaded = _load(f"{family}_on_cpu", ROOT / f"pyssl_fast/kernels/cuda/{family}.py")
-    loaded._stream = lambda x: (0, 0)  # type: ignore[attr-defined]
+    loaded.stream = lambda x: (0, 0)  # type: ignore[attr-defined]
     return loaded
 
 

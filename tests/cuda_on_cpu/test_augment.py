@@ -33,7 +33,7 @@ def kernels(emulated: ModuleType) -> ModuleType:
 @pytest.fixture
 def on_device(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Parameters are as on a GPU: not looked at."""
-    monkeypatch.setattr(kernels, "_in_host_memory", lambda x: False)
+    monkeypatch.setattr(kernels, "in_host_memory", lambda x: False)
     return kernels
 
 
@@ -175,7 +175,7 @@ def test_parameters_on_the_device_give_the_same_bits(kernels: ModuleType, monkey
     sizes = [(30, 20)] * 5
     x, parameters = torch.stack(pictures(sizes)), anything(sizes, (33, 25), generator(4))
     before = check(kernels, x, parameters)
-    monkeypatch.setattr(kernels, "_in_host_memory", lambda x: False)
+    monkeypatch.setattr(kernels, "in_host_memory", lambda x: False)
     for images in (x, list(x)):
         assert torch.equal(check(kernels, images, parameters), before)
     quiet = plain(sizes, 16)  # nothing is left to the other launches

@@ -37,7 +37,7 @@ def built(emulated: ModuleType) -> ModuleType:
 @pytest.fixture
 def kernels(built: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Scalars are read where a GPU would read them: in the kernels."""
-    monkeypatch.setattr(built, "_in_host_memory", lambda x: False)
+    monkeypatch.setattr(built, "in_host_memory", lambda x: False)
     return built
 
 
@@ -62,7 +62,7 @@ def test_ema_momentum_by_value_and_by_pointer(
     arguments = cases.ema(F32, F32, BF16, momentum)
     arguments["momentum"] = arguments["momentum"].to(dtype)
     by_value = run_clones(built, "ema_", arguments)
-    monkeypatch.setattr(built, "_in_host_memory", lambda x: False)
+    monkeypatch.setattr(built, "in_host_memory", lambda x: False)
     by_pointer = check(built, "ema_", arguments, EMA)
     for key in EMA:
         assert cases.same_bits(by_value[key], by_pointer[key])
@@ -218,7 +218,7 @@ def test_nothing_changes_where_infinities_were_found(name: str, built: ModuleTyp
     for found in (torch.tensor(1.0), torch.tensor(math.nan, dtype=torch.float64)):
         for held in (True, False):
             with monkeypatch.context() as patch:
-                patch.setattr(built, "_in_host_memory", lambda x, held=held: held)
+                patch.setattr(built, "in_host_memory", lambda x, held=held: held)
                 arguments = (cases.adamw if name == "adamw_" else cases.lars)(shadow=BF16, found_inf=found)
                 arguments["gradients"][4][5] = math.inf
                 ours = run_clones(built, name, arguments)

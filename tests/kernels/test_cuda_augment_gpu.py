@@ -71,15 +71,17 @@ def test_float64_runs_the_twin() -> None:
 def test_nothing_waits_for_the_device() -> None:
     sizes = [(60, 70)] * 8
     x, parameters = torch.stack(pictures(sizes)).cuda(), batch(sizes, (64, 64), 3)
-    on_gpu, each = parameters.to("cuda"), list(x)
-    expected = augment.apply(x, parameters)
+    of = (parameters, parameters.to("cuda"))
+    expected = [augment.apply(x, each) for each in of]  # the GPU's own sines and cosines
+    images = list(x)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        results = [augment.apply(images, of) for images in (x, each) for of in (parameters, on_gpu)]
+        results = [[augment.apply(x, each), augment.apply(images, each)] for each in of]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for result in results:
-        assert torch.equal(result, expected)
+    for first, both in zip(expected, results, strict=True):
+        assert_near(first, expected[0], x, parameters)
+        assert all(torch.equal(result, first) for result in both)
 
 
 def test_many_calls_in_a_row_do_not_share_what_is_copied() -> None:
@@ -106,7 +108,7 @@ def test_a_cuda_graph_reads_parameters_and_images_where_they_stand() -> None:
         for field in FIELDS:
             getattr(parameters, field).copy_(getattr(other, field))
         graph.replay()
-        assert torch.equal(out, augment.apply(x, other))
+        assert torch.equal(out, augment.apply(x, other.to("cuda")))
 
 
 def test_numbers_that_lie_leave_the_other_images_alone() -> None:

@@ -9,21 +9,13 @@ import torch
 from torch import Tensor
 
 from pyssl_fast import _cuda
+from pyssl_fast.kernels.cuda.device import in_host_memory, stream
 from pyssl_fast.kernels.samples import PIXELS, normalisation, pictures, table
 
 if TYPE_CHECKING:
     from pyssl_fast.augment.parameters import Images, Parameters
 
 _WIDEST = 1 << 28  # step from pixel to pixel, of which the kernels take 31 bits in bytes
-
-
-def _stream(x: Tensor) -> _cuda.Stream:
-    """x's device, and the stream that torch is on there."""
-    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
-
-
-def _in_host_memory(x: Tensor) -> bool:
-    return x.device.type == "cpu"
 
 
 def _upload(words: list[Tensor], device: torch.device) -> Tensor:
@@ -45,9 +37,9 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
     there. Parameters on the CPU, and where the images of a list are, go to the GPU in one copy; a batch and parameters
     that are there already need none, and may be captured in a CUDA graph.
     """
-    p, on_gpu, alike = parameters, not _in_host_memory(parameters.box), isinstance(images, Tensor)
+    p, on_gpu, alike = parameters, not in_host_memory(parameters.box), isinstance(images, Tensor)
     if out.dtype not in PIXELS:
-        target = torch.empty(out.shape, device=out.device)
+        target = torch.empty(out.shape, dtype=torch.float32, device=out.device)
         apply(images, p, target)
         out.copy_(target)
         return
@@ -65,12 +57,10 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
         samples = samples if on_gpu else uploaded[-samples.numel() :]
 
     n, channels, height, width = out.shape
-    workspace = [torch.empty(0, device=out.device)] * 3  # resized, coloured, partial sums
-    if on_gpu or bool(p.moved.any()):
-        workspace[0] = torch.empty(out.shape, device=out.device)
-    if on_gpu or bool((p.jitter[:, 1] | (p.sigma != 0)).any()):
-        workspace[1] = torch.empty(out.shape, device=out.device)
-        workspace[2] = torch.empty(n * _cuda.partials(height, width), device=out.device)
+    moved = on_gpu or bool(p.moved.any())
+    unfinished = on_gpu or bool((p.jitter[:, 1] | (p.sigma != 0)).any())  # contrast, blur
+    sizes = (out.numel() * moved, out.numel() * unfinished, n * _cuda.partials(height, width) * unfinished)
+    workspace = [torch.empty(size, dtype=torch.float32, device=out.device) for size in sizes]
     mean, std = normalisation(p, channels).tolist()
     _cuda.augment(
         n,
@@ -89,5 +79,5 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
         PIXELS[out.dtype],
         out.stride(),
         [x.data_ptr() for x in workspace],
-        _stream(out),
+        stream(out),
     )
