@@ -11,16 +11,16 @@
 //   move      24: 12 read (each value four times, three of them from the caches), 12 written
 //   finish    24: 12 read (up to 3.1 times with a blur's borders, from the second-level cache), 12 written
 // Instructions per pixel, counted in the code for sm_90:
-//   resample  280, 80 of them a quarter of what a thread prepares, 60 for steps of the colours, 110 to store; for each
-//             tap along a row, 22 (bilinear) or 30 (bicubic), times the rows of the crop for one of the tile; for each
-//             tap down, 20 or 30; for a brightness, contrast or saturation 37, for a hue 80
-//   finish    280; for a blur of radius r, for each channel, 7 · (1 + r / 2), along r / 16 more rows, then down; the
-//             colours for (1 + r / 16)² pixels
+//   resample  210, 65 of them a quarter of what a thread prepares; to store a pixel that is done 150, to keep it 35; for
+//             each tap along a row, 22 (bilinear) or 30 (bicubic), times the rows of the crop for one of the tile; for
+//             each tap down, 20 or 30; for a brightness, contrast or saturation 37, for a hue 80
+//   finish    320, 150 of them to store; for a blur of radius r, for each channel, 7 · (1 + r / 2), along r / 16 more
+//             rows, then down; the colours for (1 + r / 16)² pixels
 // Predicted, not measured: 256 images of 256² pixels to 224². Bytes at the whole bandwidth of the data sheets, then
 // instructions at four for each multiprocessor and cycle; the larger number bounds the time, and it is not the bytes.
 //                                     A100 40 GB (1.56 TB/s, 1.41 GHz)    H100 SXM (3.35 TB/s, 1.76 GHz)
-//   MAE: bicubic, flip                      116 µs,  390 µs                      54 µs,  250 µs
-//   SimCLR: bicubic, jitter, blur           294 µs,  820 µs                     137 µs,  540 µs
+//   MAE: bicubic, flip                      116 µs,  400 µs                      54 µs,  260 µs
+//   SimCLR: bicubic, jitter, blur           294 µs,  730 µs                     137 µs,  480 µs
 //
 // Along rows first, then down: each row of the crop serves all rows of the output that it is part of. Summed up anew
 // for each pixel, a bicubic one takes 16 taps of 35 instructions, 21 from 256 pixels to 224; so, 4 or 5 each way.
@@ -131,8 +131,6 @@ __device__ void keep(const Job& job, float* planes, int image, int row, int colu
 
 // ---- colours --------------------------------------------------------------------------------------------------------
 
-constexpr int kSteps = 6;  // grey or not, the four of the jitter in their order, grey or not
-
 __device__ float luma(const float* x) { return 0.2989f * x[0] + 0.587f * x[1] + 0.114f * x[2]; }
 
 // v − v·s·max(0, min(n, 4 − n, 1)): channel n = 5, 3, 1 plus six times the hue, modulo 6, of HSV. The brightest channel
@@ -157,28 +155,46 @@ __device__ void hue(float* x, float shift) {
   x[2] = from_hue(h + 1, high, range);
 }
 
-// The step that is a contrast: it waits for the mean. kSteps: none is.
-__device__ int contrast_step(const Numbers& s) {
-  for (int k = 0; k < 4; ++k)
-    if (s.order[k] == 1) return k + 1;
-  return kSteps;
-}
+enum Step : uint32_t { kNone, kBrightness, kContrast, kSaturation, kHue, kGrey };
 
-// Steps [from, to), of one channel or of three.
-__device__ void colour(float* x, const Numbers& s, int from, int to, float mean, int channels) {
-  const bool three = channels >= 3;
-#pragma unroll 1
-  for (int k = from; k < to; ++k) {
-    if (k == 0 || k == kSteps - 1) {
-      if (three && s.grey != 0 && (s.grey_first != 0) == (k == 0)) x[0] = x[1] = x[2] = luma(x);
-      continue;
+// Four bits for each step that there is, the first one lowest.
+struct Steps {
+  uint32_t before, after;  // the first contrast, which waits for the mean; it is the first one of `after`
+
+  // Of one channel, what needs three is left out.
+  __device__ Steps(const Numbers& s, int channels) : before(0), after(0) {
+    const bool three = channels >= 3, grey = three && s.grey != 0, grey_first = s.grey_first != 0;
+    uint32_t all = 0;
+    for (int k = 5; k >= 0; --k) {  // from the last to the first
+      uint32_t step = kNone;
+      if (k == 0 || k == 5) {
+        if (grey && grey_first == (k == 0)) step = kGrey;
+      } else {
+        const int which = whole(s.order[k - 1], -1, 3);
+        if (three || which <= 1) step = static_cast<uint32_t>(which + 1);
+      }
+      if (step == kNone) continue;
+      all = all << 4 | step;
+      before = before << 4 | step;
+      if (step == kContrast) {
+        after = all;
+        before = 0;
+      }
     }
-    const float which = s.order[k - 1];
-    if (which == 3) {
-      if (three) hue(x, s.factors[3]);
-    } else if (which >= 0 && which < (three ? 3 : 2)) {
-      const float f = which == 0 ? s.factors[0] : which == 1 ? s.factors[1] : s.factors[2];
-      const float rest = which == 0 ? 0.f : (1 - f) * (which == 1 ? mean : luma(x));
+  }
+};
+
+__device__ void colour(float* x, const Numbers& s, uint32_t steps, float mean) {
+#pragma unroll 1
+  for (; steps != 0; steps >>= 4) {
+    const uint32_t step = steps & 15;
+    if (step == kHue) {
+      hue(x, s.factors[3]);
+    } else if (step == kGrey) {
+      x[0] = x[1] = x[2] = luma(x);
+    } else {
+      const float f = s.factors[step - kBrightness];
+      const float rest = step == kBrightness ? 0.f : (1 - f) * (step == kContrast ? mean : luma(x));
       for (int c = 0; c < 3; ++c) x[c] = unit(f * x[c] + rest);
     }
   }
@@ -215,10 +231,10 @@ __device__ void store(const Job& job, const Numbers& s, int image, int row, int 
 }
 
 // A pixel of `resample` or `move` is coloured up to the contrast, and out if nothing more is to come. Returns its luma.
-__device__ float settle(const Job& job, const Numbers& s, int image, int row, int column, int contrast,
+__device__ float settle(const Job& job, const Numbers& s, int image, int row, int column, const Steps& steps,
                         float (&x)[kMostChannels]) {
-  colour(x, s, 0, contrast, 0, job.channels);
-  if (contrast == kSteps && s.sigma == 0)
+  colour(x, s, steps.before, 0);
+  if (steps.after == 0 && s.sigma == 0)
     store(job, s, image, row, column, 0, job.channels, x);
   else
     keep(job, job.coloured, image, row, column, x);
@@ -226,8 +242,8 @@ __device__ float settle(const Job& job, const Numbers& s, int image, int row, in
 }
 
 // Of all pixels of the block.
-__device__ void keep_luma(const Job& job, int contrast, float luma) {
-  if (contrast == kSteps) return;
+__device__ void keep_luma(const Job& job, const Steps& steps, float luma) {
+  if (steps.after == 0) return;
   float sum[1] = {luma};
   sum_block(sum);
   if (threadIdx.x == 0) job.partials[blockIdx.x] = sum[0];
@@ -369,7 +385,7 @@ __global__ void __launch_bounds__(kThreads, 3) resample(const __grid_constant__ 
   if (job.channels >= 3) run(std::integral_constant<int, 3>(), 0);
   if (job.channels != 3) run(std::integral_constant<int, 1>(), job.channels - 1);
 
-  const int contrast = contrast_step(s);
+  const Steps steps(s, job.channels);
   float luma = 0;
 #pragma unroll 1
   for (int own = kRows * warp(); own < kRows * (warp() + 1); ++own) {
@@ -381,9 +397,9 @@ __global__ void __launch_bounds__(kThreads, 3) resample(const __grid_constant__ 
     if (s.moved != 0)
       keep(job, job.resized, tile.image, row, column, x);
     else
-      luma += settle(job, s, tile.image, row, column, contrast, x);
+      luma += settle(job, s, tile.image, row, column, steps, x);
   }
-  if (s.moved == 0) keep_luma(job, contrast, luma);
+  if (s.moved == 0) keep_luma(job, steps, luma);
 }
 
 // ---- move: the affine map -------------------------------------------------------------------------------------------
@@ -394,7 +410,7 @@ __global__ void __launch_bounds__(kThreads) move(const __grid_constant__ Job job
   const Tile tile(job);
   narrow(job.samples[tile.image], s);
   if (s.moved == 0) return;
-  const int contrast = contrast_step(s);
+  const Steps steps(s, job.channels);
   const int64_t plane = static_cast<int64_t>(job.height) * job.width;
   float luma = 0;
 #pragma unroll 1
@@ -421,9 +437,9 @@ __global__ void __launch_bounds__(kThreads) move(const __grid_constant__ Job job
       for (int c = 0; c < kMostChannels; ++c)
         if (c < job.channels) sum[c] += weight * (there ? from[c * plane] : 0.f);
     }
-    luma += settle(job, s, tile.image, row, tile.column, contrast, sum);
+    luma += settle(job, s, tile.image, row, tile.column, steps, sum);
   }
-  keep_luma(job, contrast, luma);
+  keep_luma(job, steps, luma);
 }
 
 // ---- finish: from the contrast on, blur -----------------------------------------------------------------------------
@@ -472,9 +488,10 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
   __shared__ float shared[2];
   const Tile tile(job);
   narrow(job.samples[tile.image], s);
-  const int step = contrast_step(s), thread = static_cast<int>(threadIdx.x);
+  const Steps steps(s, job.channels);
+  const int thread = static_cast<int>(threadIdx.x);
   const bool blurred = s.sigma != 0;
-  if (step == kSteps && !blurred) return;
+  if (steps.after == 0 && !blurred) return;
 
   // Beyond 5½ σ there is less than 4·10⁻⁸ of the weight. Even: multiples of 4 all along.
   const int most = min(whole(s.taps / 2, 0, job.height - 1), min(whole(s.taps / 2, 0, job.width - 1), 1 << 20));
@@ -484,7 +501,7 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
     return abs(d) <= most ? expf(-0.5f * z * z) : 0.f;
   };
   float sum[2] = {};  // of the image's luma, of the weights
-  if (step < kSteps) {
+  if (steps.after != 0) {
     const int tiles = ((job.height + kTile - 1) / kTile) * ((job.width + kTile - 1) / kTile);
     for (int i = thread; i < tiles; i += kThreads) sum[0] += job.partials[static_cast<int64_t>(tile.image) * tiles + i];
   }
@@ -505,7 +522,7 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
     const int64_t plane = static_cast<int64_t>(job.height) * job.width;
     const auto colour_piece = [&](int at) {
       float x[3] = {piece[0][at], piece[1][at], piece[2][at]};
-      colour(x, s, step, kSteps, mean, job.channels);
+      colour(x, s, steps.after, mean);
 #pragma unroll
       for (int c = 0; c < 3; ++c) piece[c][at] = x[c];
     };
@@ -543,7 +560,7 @@ __global__ void __launch_bounds__(kThreads, 3) finish(const __grid_constant__ Jo
                 if (j < columns && c < count) piece[c][i * kPitch + j] = from[c * plane];
             }
           }
-          if (first == 0 && step < kSteps)
+          if (first == 0 && steps.after != 0)
             for (int i = warp(); i < rows; i += kGroups)
               for (int j = lane(); j < columns; j += kWarp) colour_piece(i * kPitch + j);
           __syncthreads();
