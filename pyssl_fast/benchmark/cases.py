@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,17 @@ from pyssl_fast.benchmark import machine
 from pyssl_fast.benchmark.measure import Side, Work, precision
 from pyssl_fast.functional.checks import check_temperature
 
-PACKAGES = {"lightly": "lightly", "open_clip": "open_clip", "pml": "pytorch_metric_learning", "timm": "timm"}
+PACKAGES = {
+    "lightly": "lightly",
+    "open_clip": "open_clip",
+    "pml": "pytorch_metric_learning",
+    "timm": "timm",
+    "albumentations": "albumentations",
+    "dali": "nvidia.dali",
+    "torchvision": "torchvision",
+    "torchvision-uint8": "torchvision",
+    "kornia": "kornia",
+}
 LABELS = {
     "eager": "eager PyTorch",
     "gram": "eager Gram matrix",
@@ -31,8 +40,12 @@ LABELS = {
     "foreach": "torch._foreach",
     "loop": "loop over tensors",
     "fused": "torch, fused",
+    "dali": "DALI, CPU",
+    "torchvision-uint8": "torchvision, uint8",
 }
 _BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+
+_BARE = {"parameters": "step", "images": "views"}  # keys of what has no products, no gradient and no loss -> the mode
 
 Call = Callable[[], Tensor | None]  # the loss [], or None of work that has none
 # (case, *its inputs) -> the call. What is prepared before the call comes is not measured.
@@ -45,38 +58,41 @@ class Peer:
 
     Attributes:
         make: gives the call.
-        copies: of S [M, N] (of C [D, D] where columns are compared, of all parameters) that it holds at its peak, as
-            measured in float32; what would not fit is left out.
-        compiles: its first call of every shape compiles.
+        copies: of S [M, N] (of C [D, D] where columns are compared, of all parameters, of all images and views) that it
+            holds at its peak, as measured in float32; what would not fit is left out.
+        compiles: its first call of every shape compiles, or starts processes.
+        elsewhere: in these, so that its memory is not seen.
         why_not: why it cannot take part in a case; None when it can.
     """
 
     make: Make
     copies: float = 0.0
     compiles: bool = False
+    elsewhere: bool = False
     why_not: Callable[[Case], str | None] = lambda case: None
 
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """What is measured: a loss, a look-up, or a step of all parameters.
+    """What is measured: a loss, a look-up, a step of all parameters, or the views of all images.
 
     Attributes:
         name: as the command line spells it.
         measures: as a title says it.
         inputs: (case, generator) -> its tensors. Those that require a gradient get one in `forward+backward`.
-        ours, peers: the sides. The losses of all are held against the first peer's; steps have none.
+        ours, peers: the sides. The losses of all are held against the first peer's; steps and views have none.
         gemms: the fewest matrix products of 2·M·N·D operations that the mathematics allows; N is the smaller of M and D
             where columns are compared.
         keys: what the rows are compared with: the "rows" themselves, "pairs" (as many columns, with gradients of their
             own), or a "bank" without gradients; "columns": not rows but the columns of views of M rows are compared;
-            "parameters": nothing is, M tensors of D numbers in all are changed in place.
+            "parameters": nothing is, M tensors of D numbers in all are changed in place; "images": nothing is, M of
+            D × D pixels are augmented.
         views: of one sample, among the rows; with "columns", how many there are.
         temperature: unless another is asked for; None: it has none.
         gradient: whether it has one; a look-up has none.
-        copies: of S, C or all parameters that our operators hold on the reference backend.
+        copies: of S, C, all parameters, or all images and views, that our operators hold on the reference backend.
         family: of the kernels.
-        traffic: the fewest bytes to and from memory for each number of the parameters.
+        traffic: the fewest bytes to and from memory for each number of the parameters, or to it for an image's views.
         models: (M, D) -> whose parameters these are.
     """
 
@@ -101,12 +117,13 @@ class Case:
     """One problem: a system at a size.
 
     Attributes:
-        rows: M, over all views; of "parameters" the number of tensors.
-        dim: D; of "parameters" the numbers in all of them.
+        rows: M, over all views; of "parameters" the number of tensors, of "images" theirs.
+        dim: D; of "parameters" the numbers in all of them, of "images" the pixels along a side.
         columns: N of a bank.
         temperature: None: the system's own.
         only_ours: no peer could hold it.
-        targets: side -> how many times as fast as it ours is to be; target_mb: the most extra memory of ours.
+        targets: side -> how many times as fast as it ours is to be; narrow: in their place without AVX-512;
+            target_mb: the most extra memory of ours; target_rate: the fewest images a second.
     """
 
     system: System
@@ -119,14 +136,16 @@ class Case:
     backward: bool = True
     only_ours: bool = False
     targets: Mapping[str, float] = field(default_factory=dict)
+    narrow: Mapping[str, float] = field(default_factory=dict)
     target_mb: float | None = None
+    target_rate: float | None = None
 
     def __post_init__(self) -> None:
         name, views = self.system.name, self.system.views
         if self.system.keys == "columns":
             views = 1
-        if self.system.keys == "parameters":
-            self._check_parameters()
+        if self.system.keys in _BARE:
+            self._check_bare()
         elif self.rows < 2 * views or self.rows % views:
             raise ValueError(f"rows of {name} must be {_of(views)} of 2 samples or more; got {self.rows}")
         if self.dim < 1:
@@ -143,12 +162,15 @@ class Case:
             object.__setattr__(self, "temperature", tau)
         object.__setattr__(self, "backward", self.backward and self.system.gradient)
 
-    def _check_parameters(self) -> None:
+    def _check_bare(self) -> None:
         name = self.system.name
+        of_rows, of_dim, least = "tensors", "numbers in all tensors", self.rows
+        if self.system.keys == "images":
+            of_rows, of_dim, least = "images", "pixels along a side", 5  # 3 or 4 could be channels
         if self.rows < 1:
-            raise ValueError(f"rows of {name}, its tensors, must be 1 or more; got {self.rows}")
-        if self.dim < self.rows:
-            raise ValueError(f"dim of {name}, numbers in all tensors, must be {self.rows} or more; got {self.dim}")
+            raise ValueError(f"rows of {name}, its {of_rows}, must be 1 or more; got {self.rows}")
+        if self.dim < least:
+            raise ValueError(f"dim of {name}, {of_dim}, must be {least} or more; got {self.dim}")
         if self.dtype != torch.float32:
             raise ValueError(f"dtypes of {name} are part of it; dtype must be float32; got {self.dtype}")
 
@@ -161,22 +183,27 @@ class Case:
     def title(self) -> str:
         """The case in one line, different for different problems."""
         sizes = (self.rows, self.columns, self.dim) if self.system.keys in ("pairs", "bank") else (self.rows, self.dim)
+        if self.system.keys == "images":
+            sizes = (self.rows, self.dim, self.dim)
         size = self.system.models.get((self.rows, self.dim)) or " × ".join(f"{n:,}" for n in sizes)
         usual = self.temperature == self.system.temperature
         return f"{self.system.name} {size}{'' if usual else f', τ = {self.temperature:g}'}"
 
     @property
     def mode(self) -> str:
-        if self.system.keys == "parameters":
-            return "step"
+        if self.system.keys in _BARE:
+            return _BARE[self.system.keys]
         return "forward+backward" if self.backward else "forward"
 
     @property
     def work(self) -> Work:
         """The fewest operations, and bytes: every input read once, every gradient written once.
 
-        Of a step the operations are not counted: none takes longer than its bytes.
+        Of a step the operations are not counted: none takes longer than its bytes. Nor are they of views, of which
+        there is no fewest number: every image has its own.
         """
+        if self.system.keys == "images":
+            return Work(flops=0.0, bytes=self.rows * (3.0 * self.dim**2 + self.system.traffic))
         if self.system.keys == "parameters":
             return Work(flops=0.0, bytes=self.system.traffic * self.dim)
         own = {"pairs": 2, "columns": self.system.views}.get(self.system.keys, 1) * self.rows
@@ -190,9 +217,9 @@ class Case:
     def product(self) -> tuple[int, int, int]:
         """M, D, N of S = Q Kᵀ; where columns are compared, of the product of a view and the cheaper side's matrix.
 
-        Steps have none, and a small one of theirs stands for the rate of the machine.
+        Steps and views have none, and a small one of theirs stands for the rate of the machine.
         """
-        if self.system.keys == "parameters":
+        if self.system.keys in _BARE:
             return 1024, 128, 1024
         if self.system.keys == "columns":
             return self.rows, min(self.rows, self.dim), self.dim
@@ -200,14 +227,18 @@ class Case:
 
     @property
     def matrix_gb(self) -> float:
-        """Size of S, of C [D, D], or of all parameters."""
+        """Size of S, of C [D, D], of all parameters, or of all images and views."""
         if self.system.keys == "parameters":
             return self.dim * 4 / 1e9
+        if self.system.keys == "images":
+            return self.work.bytes / 1e9
         numbers = self.dim**2 if self.system.keys == "columns" else self.rows * self.columns
         return numbers * self.dtype.itemsize / 1e9
 
     def small(self) -> Case:
-        """The case with few rows, or small tensors, for warming up."""
+        """The case with few rows, images, or small tensors, for warming up."""
+        if self.system.keys == "images":
+            return replace(self, rows=min(self.rows, 4))
         if self.system.keys == "parameters":
             return replace(self, dim=max(self.rows, min(self.dim, 1 << 16)))
         return replace(self, rows=min(self.rows, 256), columns=min(self.columns, 1024))
@@ -270,7 +301,7 @@ def configure(
         new = replace(case, temperature=tau, dtype=dtype, device=device, backward=backward)
         same = (new.temperature, dtype, device.type) == (case.temperature, torch.float32, "cpu")
         if not same or new.backward != case.system.gradient:
-            new = replace(new, targets={}, target_mb=None)
+            new = replace(new, targets={}, narrow={}, target_mb=None, target_rate=None)
         found.setdefault(new.title, new)
     return list(found.values())
 
@@ -292,7 +323,7 @@ def ours(family: str, device: torch.device) -> list[str]:
 
 def precisions(family: str, device: torch.device) -> list[str]:
     """The precisions of float32 matrix products worth a side: "medium" where it has kernels of its own."""
-    if family == "multi_tensor":  # no products
+    if family in ("multi_tensor", "augment"):  # no products
         return ["highest"]
     backends = ours(family, device)
     if "cpu" in backends:
@@ -365,6 +396,7 @@ def sides(
             settings=functools.partial(_ours_settings, name, matmul, isa),
             predicted_gb=system.copies * case.matrix_gb if name == "reference" else 0,
             ours=True,
+            isa=isa or (machine.isa() if name == "cpu" else None),
         )
 
     def peer_side(name: str, peer: Peer) -> Side:
@@ -376,6 +408,7 @@ def sides(
             settings=functools.partial(precision, "highest"),
             predicted_gb=peer.copies * case.matrix_gb,
             compiles=peer.compiles,
+            elsewhere=peer.elsewhere,
         )
 
     found: list[Side] = []
@@ -399,7 +432,7 @@ def sides(
 def _missing(name: str, case: Case) -> str | None:
     """Why a peer cannot take part; None when it can."""
     package = PACKAGES.get(name)
-    if package is not None and importlib.util.find_spec(package) is None:
+    if package is not None and not machine.installed(package):
         return f"{package} is not installed"
     return case.system.peers[name].why_not(case)
 

@@ -25,6 +25,20 @@ def extension(name: str) -> ModuleType | None:
     return importlib.import_module(f"pyssl_fast.{name}")
 
 
+def isa() -> str | None:
+    """The instruction set that our CPU kernels use; None: not built."""
+    cpu = extension("_cpu")
+    return cpu.isa() if cpu else None
+
+
+def installed(package: str) -> bool:
+    """Whether a package, or one inside another, can be imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # there is not even the outer one
+        return False
+
+
 def _proc(path: str, key: str) -> str | None:
     """The value of the first line `key : value` of a file in /proc; None on a system without it."""
     with contextlib.suppress(OSError):
@@ -83,7 +97,7 @@ def facts() -> dict[str, Any]:
         "cpu_model": cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "isas": list(cpu.isas()) if cpu else [],
-        "isa": cpu.isa() if cpu else None,
+        "isa": isa(),
         "memory_gb": None if memory is None else round(memory, 1),
         "gpus": gpus(),
         "threads": torch.get_num_threads(),
@@ -97,6 +111,11 @@ def facts() -> dict[str, Any]:
         "open_clip": version("open_clip_torch"),
         "pytorch_metric_learning": version("pytorch-metric-learning"),
         "timm": version("timm"),
+        "albumentations": version("albumentations"),
+        "opencv": version("opencv-python-headless"),
+        "dali": version("nvidia-dali-cuda130"),
+        "torchvision": version("torchvision"),
+        "kornia": version("kornia"),
         "pyssl_fast": pyssl_fast.__version__,
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -36,8 +36,10 @@ class Side:
         reset: what must be done before every call, outside of the measurement.
         settings: what must hold around the call, outside of the measurement too.
         predicted_gb: the memory it will take at least; a side that would take too much is left out.
-        compiles: its first call of every shape compiles, so memory is measured on the second.
+        compiles: its first call of every shape compiles, or starts processes, so memory is measured on the second.
+        elsewhere: other processes do the work, and memory is not measured.
         ours: a side whose failure makes the whole run fail.
+        isa: the instruction set of our CPU kernels.
     """
 
     name: str
@@ -47,7 +49,9 @@ class Side:
     settings: Callable[[], AbstractContextManager[object]] = nullcontext
     predicted_gb: float = 0.0
     compiles: bool = False
+    elsewhere: bool = False
     ours: bool = False
+    isa: str | None = None
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,8 @@ def run(
             first.reset()
             side.reset()
             with side.settings():
-                result.extra_peak_mb = extra_peak_mb(side.call, device)
+                peak = extra_peak_mb(side.call, device)
+                result.extra_peak_mb = None if side.elsewhere else peak
             side.reset()
             begin = time.perf_counter()
             with side.settings():

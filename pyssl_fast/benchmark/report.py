@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ MACHINE: dict[str, _Field] = {
     "open_clip": (_MAYBE_TEXT, "version"),
     "pytorch_metric_learning": (_MAYBE_TEXT, "version"),
     "timm": (_MAYBE_TEXT, "version"),
+    "albumentations": (_MAYBE_TEXT, "version"),
+    "opencv": (_MAYBE_TEXT, "version of opencv-python-headless"),
+    "dali": (_MAYBE_TEXT, "version"),
+    "torchvision": (_MAYBE_TEXT, "version"),
+    "kornia": (_MAYBE_TEXT, "version"),
     "pyssl_fast": (_TEXT, "version"),
     "commit": (_MAYBE_TEXT, "of the checkout, with -dirty where files differ from it; null: installed"),
     "date": (_TEXT, "when the run began, UTC, ISO 8601"),
@@ -52,17 +57,17 @@ MACHINE: dict[str, _Field] = {
 SETTINGS: dict[str, _Field] = {
     "family": (_TEXT, "kernel family"),
     "device": (_TEXT, "cpu or cuda"),
-    "dtype": (_TEXT, "of the embeddings; of parameters float32, and what the system says"),
+    "dtype": (_TEXT, "of the embeddings; of parameters and views float32, and what the system says"),
     "seed": ((int,), "of the inputs and of the order of sides"),
 }
 CASE: dict[str, _Field] = {
     "case": (_TEXT, "its title, unlike that of any other case"),
     "system": (_TEXT, "its name on the command line"),
     "measures": (_TEXT, "what is measured, as a title says it"),
-    "mode": (_TEXT, "forward+backward or forward; step: all parameters, in place"),
-    "rows": ((int,), "M, embeddings over all views; of a step, tensors"),
+    "mode": (_TEXT, "forward+backward or forward; step: all parameters, in place; views: of all images"),
+    "rows": ((int,), "M, embeddings over all views; of a step, tensors; images"),
     "columns": ((int,), "N, what they are compared with: the rows themselves, as many others, or the keys of a bank"),
-    "dim": ((int,), "D, numbers per embedding; of a step, in all tensors"),
+    "dim": ((int,), "D, numbers per embedding; of a step, in all tensors; pixels along an image's side"),
     "temperature": (_MAYBE_NUMBER, "τ; null: there is none"),
     "rounds": ((int,), "samples per side"),
     "floor_ms": (_NUMBER, "the time that the fewest operations or bytes take at the two rates below"),
@@ -71,11 +76,13 @@ CASE: dict[str, _Field] = {
     "least_mb": (_NUMBER, "the fewest bytes to and from memory, in 1e6"),
     "matmul_gflops": (
         _NUMBER,
-        "rate of a bare float32 [M, D] @ [D, N] in this run (a small one of a step), 1e9 per second",
+        "rate of a bare float32 [M, D] @ [D, N] in this run (a small one of a step, or of views), 1e9 per second",
     ),
     "triad_gb_s": (_NUMBER, "rate of an in-place triad in this run, 1e9 bytes per second"),
     "targets": ((dict,), "side -> how many times as fast as it our kernels are meant to be; empty: not said"),
+    "targets_narrow": ((dict,), "the same, in their place, for our sides without AVX-512"),
     "target_mb": (_MAYBE_NUMBER, "the most extra peak memory that they are meant to take; null: not said"),
+    "target_rate": (_MAYBE_NUMBER, "the fewest images a second that they are meant to augment; null: not said"),
     "left_out": ((dict,), "side -> why it was not measured"),
 }
 RESULT: dict[str, _Field] = {
@@ -86,6 +93,7 @@ RESULT: dict[str, _Field] = {
     ),
     "label": (_TEXT, "as the table spells it"),
     "ours": ((bool,), "whether it is one of our kernels"),
+    "isa": (_MAYBE_TEXT, "the instruction set of our CPU kernels; null: another side"),
     "time_ms_median": (_NUMBER, "median over the rounds"),
     "time_ms_iqr": (_NUMBER, "distance between the quartiles"),
     "speedup_over": ((dict,), "peer -> median over the rounds of the peer's time / this time"),
@@ -121,7 +129,9 @@ def case_entry(case: Case, outcome: Outcome) -> dict[str, Any]:
         "matmul_gflops": outcome.matmul_gflops,
         "triad_gb_s": outcome.triad_gb_s,
         "targets": dict(case.targets),
+        "targets_narrow": dict(case.narrow),
         "target_mb": case.target_mb,
+        "target_rate": case.target_rate,
         "left_out": dict(outcome.left_out),
     }
 
@@ -138,6 +148,7 @@ def result_entries(case: Mapping[str, Any], measured: Mapping[Side, Measured]) -
                 "side": side.name,
                 "label": side.label,
                 "ours": side.ours,
+                "isa": side.isa,
                 "time_ms_median": median,
                 "time_ms_iqr": iqr(samples.time_ms),
                 "speedup_over": {name: ratio_by_round(times, samples.time_ms) for name, times in peers.items()},
@@ -216,19 +227,37 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+# The rate that a table gives, and its unit, where it is not that of the operations.
+_RATES: dict[str, tuple[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]]] = {
+    "step": ("\nGB/s", lambda row, case: _number(case["least_mb"] / row["time_ms_median"])),
+    "views": ("images\n/s", lambda row, case: f"{_images_per_s(row, case):,.0f}"),
+}
+_NARROW = ("avx2", "generic")
+
+
 def _references(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The peers that ours is told against, three at most: those of the targets, then the first ones."""
     peers = [row["side"] for row in results if not row["ours"]]
     return [name for name in dict.fromkeys([*case["targets"], *peers]) if name in peers][:3]
 
 
+def _targets(row: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, float]:
+    """How many times as fast as its peers a side of ours is to be, on its instruction set."""
+    return {**case["targets"], **(case["targets_narrow"] if row["isa"] in _NARROW else {})}
+
+
+def _images_per_s(row: Mapping[str, Any], case: Mapping[str, Any]) -> float:
+    return case["rows"] / row["time_ms_median"] * 1e3
+
+
 def _verdict(row: Mapping[str, Any], case: Mapping[str, Any]) -> str:
     """Whether a side of ours keeps the targets that could be measured; a dash where there is none."""
-    kept = [
-        row["speedup_over"][name] >= least for name, least in case["targets"].items() if name in row["speedup_over"]
-    ]
+    speedups = row["speedup_over"]
+    kept = [speedups[name] >= least for name, least in _targets(row, case).items() if name in speedups]
     if case["target_mb"] is not None and row["extra_peak_mb"] is not None:
         kept.append(row["extra_peak_mb"] <= case["target_mb"])
+    if case["target_rate"] is not None:
+        kept.append(_images_per_s(row, case) >= case["target_rate"])
     return "–" if not kept or not row["ours"] else "kept" if all(kept) else "missed"
 
 
@@ -238,7 +267,7 @@ def table(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Tabl
     A step's rate is that of the fewest bytes.
     """
     references = _references(case, results)
-    steps = case["mode"] == "step"
+    unit, rate = _RATES.get(case["mode"], ("\nGFLOP/s", lambda row, _: f"{row['gflops']:,.0f}"))
     grid = Table(
         title=f"{case['case']}   {case['measures']}, {case['mode']}, {count(case['rounds'], 'round')}",
         title_justify="left",
@@ -247,7 +276,7 @@ def table(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Tabl
     grid.add_column("", no_wrap=True)
     for column in (
         "time\nms", "spread\n(IQR)", *(f"over\n{name}" for name in references), "extra\nMB",
-        "\nGB/s" if steps else "\nGFLOP/s", "over\nfloor", "mm\nafter", "\ntarget",
+        unit, "over\nfloor", "mm\nafter", "\ntarget",
     ):  # fmt: skip
         grid.add_column(column, justify="right", no_wrap=True)
     for row in sorted(results, key=lambda row: (not row["ours"], row["time_ms_median"])):
@@ -257,17 +286,21 @@ def table(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Tabl
             _number(row["time_ms_iqr"], 2),
             *(f"{_number(row['speedup_over'][name])}×" for name in references),
             "–" if row["extra_peak_mb"] is None else f"{row['extra_peak_mb']:,.1f}",
-            _number(case["least_mb"] / row["time_ms_median"]) if steps else f"{row['gflops']:,.0f}",
+            rate(row, case),
             _number(row["over_floor"]),
             _number(row["matmul_after_ms_median"]),
             _verdict(row, case),
             style="bold green" if row["ours"] else None,
         )
-    if case["targets"] or case["target_mb"] is not None:
+    aims = {tuple(_targets(row, case).items()): row["label"] for row in reversed(results) if row["ours"]}
+    if case["targets"] or case["target_mb"] is not None or case["target_rate"] is not None:
         grid.add_section()
-        wanted = [f"≥ {_number(case['targets'][name])}×" if name in case["targets"] else "" for name in references]
-        most = "" if case["target_mb"] is None else f"≤ {case['target_mb']:g}"
-        grid.add_row("target of ours", "", "", *wanted, most, "", "", "", "", style="dim")
+        for targets, label in reversed(aims.items()):
+            wanted = [f"≥ {_number(dict(targets)[name])}×" if name in dict(targets) else "" for name in references]
+            most = "" if case["target_mb"] is None else f"≤ {case['target_mb']:g}"
+            least = "" if case["target_rate"] is None else f"≥ {case['target_rate']:,g}"
+            whose = "ours" if len(aims) == 1 else label.removeprefix("ours, ")
+            grid.add_row(f"target of {whose}", "", "", *wanted, most, least, "", "", "", style="dim")
     return grid
 
 
@@ -284,15 +317,19 @@ def markdown(document: Mapping[str, Any]) -> str:
         peers = ", ".join(f"{name} {_ms(by_side[name]['time_ms_median'])}" for name in references)
         most = "" if case["target_mb"] is None else f" (≤ {case['target_mb']:g})"
         for row in (row for row in results if row["ours"]):
+            targets = _targets(row, case)
             gains = [
-                f"{_number(row['speedup_over'][name])}×"
-                + (f" (≥ {_number(case['targets'][name])})" if name in case["targets"] else "")
+                f"{_number(row['speedup_over'][name])}×" + (f" (≥ {_number(targets[name])})" if name in targets else "")
                 for name in references
             ]
+            time = _ms(row["time_ms_median"])
+            if case["mode"] == "views":
+                least = "" if case["target_rate"] is None else f" (≥ {case['target_rate']:,g})"
+                time += f", {_images_per_s(row, case):,.0f} images/s{least}"
             memory = [_number(row["extra_peak_mb"]) + most]
             memory += [_number(by_side[name]["extra_peak_mb"]) for name in references[:1]]
             cells = (
-                case["case"], row["side"], _ms(row["time_ms_median"]), peers or "–", ", ".join(gains) or "–",
+                case["case"], row["side"], time, peers or "–", ", ".join(gains) or "–",
                 _number(row["over_floor"]), " / ".join(memory), _verdict(row, case),
             )  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
@@ -310,7 +347,7 @@ def notes(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list
         " shape),"
     )
     floor = (
-        f"floor: {_number(case['floor_ms'])} ms by {case['floor_by']}:{'' if case['mode'] == 'step' else operations}"
+        f"floor: {_number(case['floor_ms'])} ms by {case['floor_by']}:{operations if case['least_gflop'] else ''}"
         f" {_number(case['least_mb'])} MB at {_number(case['triad_gb_s'])} GB/s (triad)"
     )
     lines = [floor]
@@ -329,6 +366,7 @@ def notes(case: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list
 
 _OURS = ("#0b6e4f", "#2ca25f", "#74c476", "#08519c", "#3182bd", "#6baed6")
 _OTHERS = ("#8e5ea2", "#c0392b", "#e08214", "#a6761d", "#d6478d")
+_ROWS = {"step": "tensors", "views": "images"}
 _PEERS = {
     "eager": "#c0392b",
     "compiled": "#e08214",
@@ -342,7 +380,8 @@ _PEERS = {
 def figure(document: Mapping[str, Any], path: Path) -> str:
     """Time and extra memory over the batch size, one line per side, as PNG (or what the path's ending says).
 
-    Draws the one system, at the one D, that was measured at the most batch sizes; of steps, numbers of tensors.
+    Draws the one system, at the one D, that was measured at the most batch sizes; of steps the most numbers
+    of tensors, of views of images.
 
     Returns:
         What was drawn.
@@ -360,7 +399,6 @@ def figure(document: Mapping[str, Any], path: Path) -> str:
     common = Counter(map(kind, document["cases"])).most_common(1)[0][0]
     cases = sorted((case for case in document["cases"] if kind(case) == common), key=lambda case: case["rows"])
     sizes = [case["rows"] for case in cases]
-    steps = cases[0]["mode"] == "step"
     rows_of = {case["case"]: case["rows"] for case in cases}
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted((row for row in document["results"] if row["case"] in rows_of), key=lambda r: rows_of[r["case"]]):
@@ -400,7 +438,7 @@ def figure(document: Mapping[str, Any], path: Path) -> str:
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#7f7f7f")
             axis.minorticks_off()
             axis.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
-            axis.set_xlabel("tensors" if steps else "rows, over all views")
+            axis.set_xlabel(_ROWS.get(cases[0]["mode"], "rows, over all views"))
             axis.set_title(title, loc="left", fontweight="bold", fontsize=11)
             axis.set_title(_gain(lines, key, peers), loc="right", fontsize=9, color=_OURS[0])
             axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -410,7 +448,8 @@ def figure(document: Mapping[str, Any], path: Path) -> str:
         for text, side in zip(legend.get_texts(), order, strict=True):
             text.set_fontweight("bold" if lines[side][0]["ours"] else "normal")
         machine, settings = document["machine"], document["settings"]
-        numbers = f"{cases[0]['dim']:,} numbers" if steps else f"D = {cases[0]['dim']}"
+        dim = cases[0]["dim"]
+        numbers = {"step": f"{dim:,} numbers", "views": f"{dim}² pixels"}.get(cases[0]["mode"], f"D = {dim}")
         shown = f"{cases[0]['measures']}, {numbers}"
         where = ", ".join(machine["gpus"]) if settings["device"] == "cuda" else machine["cpu_model"].partition(" (")[0]
         chosen = f", {machine['isa']}" if machine["isa"] else ""

@@ -98,13 +98,14 @@ def _check_isas(isas: Sequence[str]) -> None:
     "--rows",
     multiple=True,
     callback=_several(int, "numbers"),
-    help="Embeddings over all views, or tensors of a step: several times, or with commas.  [default: the family's set]",
+    help="Embeddings over all views, tensors of a step, or images: several times, or with commas."
+    "  [default: the family's set]",
 )
 @click.option(
     "--dim",
     multiple=True,
     callback=_several(int, "numbers"),
-    help="Numbers per embedding, or in all tensors, likewise.  [default: the case's first]",
+    help="Numbers per embedding, in all tensors, or an image's side in pixels, likewise.  [default: the case's first]",
 )
 @click.option("--columns", type=int, callback=_positive, help="Keys of a bank.  [default: the case's]")
 @click.option(
@@ -152,7 +153,7 @@ def bench(
     """Measure the kernels of FAMILY beside the eager twin, the compiled twin and other implementations."""
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, 120)
+        console.width = max(console.width, 128)
     if isa:
         with _clear_errors():
             _check_isas(isa)
@@ -170,7 +171,7 @@ def bench(
             torch.set_num_threads(threads)
         table = benchmark.family(family).CASES
         if not any(case.system.gradient for case in table):
-            _refuse("mode", "temperature", "precision", why=f"the steps of {family} have no backward and no products")
+            _refuse("mode", "temperature", "precision", why=f"{family} has no backward and no products")
         chosen = cases.configure(
             cases.select(table, names, rows, dim, columns),
             temperature=temperature,

@@ -113,6 +113,11 @@ def test_unknown_choices_are_errors(arguments: dict, says: str) -> None:
 def test_targets_stay_where_they_were_stated() -> None:
     all_cases = list(similarity.CASES)
     assert [case.targets for case in _configure(all_cases)] == [case.targets for case in all_cases]
+    views = list(benchmark.family("augment").CASES)
+    assert any(case.narrow for case in _configure(views))
+    assert any(case.target_rate for case in _configure(views))
+    on_a_gpu = _configure(views, device=torch.device("cuda"))
+    assert not any(case.targets or case.narrow or case.target_rate for case in on_a_gpu)
     for changed in ({"dtype": torch.bfloat16}, {"device": torch.device("cuda")}):
         assert not any(case.targets or case.target_mb for case in _configure(all_cases, **changed))
     forward = _configure(all_cases, mode="forward")
@@ -156,6 +161,8 @@ def test_an_instruction_set_is_forced_and_put_back() -> None:
     before = cpu.isa()
     (side,) = cases.sides(Case(NT_XENT, 8, 4), ["cpu"], ["medium"], ["generic"])
     assert (side.name, side.label) == ("cpu:medium:generic", "ours, cpu medium generic")
+    assert side.isa == "generic"
+    assert cases.sides(Case(NT_XENT, 8, 4), ["cpu"])[0].isa == before
     with side.settings():
         assert cpu.isa() == "generic"
         side.call()
@@ -188,14 +195,15 @@ def test_dense_sides_predict_their_memory() -> None:
 
 def test_a_peer_that_cannot_take_part_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0.025" in cases.missing(Case(NT_XENT, 8, 4, temperature=0.01))["blocked"]
-    monkeypatch.setitem(cases.PACKAGES, "open_clip", "a_package_that_is_not_there")
     case = Case(CLIP, 8, 4)
-    assert cases.missing(case, ["open_clip", "pml"]) == {"open_clip": "a_package_that_is_not_there is not installed"}
-    assert all(side.ours for side in cases.sides(case))
+    for package in ("a_package_that_is_not_there", "not_there.inner"):
+        monkeypatch.setitem(cases.PACKAGES, "open_clip", package)
+        assert cases.missing(case, ["open_clip", "pml"]) == {"open_clip": f"{package} is not installed"}
+        assert all(side.ours for side in cases.sides(case))
 
 
 def test_families_are_found_and_unknown_ones_named() -> None:
-    assert benchmark.families() == ["covariance", "multi_tensor", "similarity"]
+    assert benchmark.families() == ["augment", "covariance", "multi_tensor", "similarity"]
     assert benchmark.family("similarity") is similarity
     for name in ("nonsense", "measure", "cases", "../similarity"):
         with pytest.raises(ValueError, match="unknown family"):

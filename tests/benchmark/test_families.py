@@ -24,7 +24,7 @@ def _tiny(case: Case) -> Case:
 TINY = {
     f"{case.system.name} {case.temperature} {case.rows >= case.dim}": _tiny(case)
     for case in CASES
-    if case.system.keys != "parameters"  # steps have no losses: test_multi_tensor.py
+    if case.system.keys not in ("parameters", "images")  # without losses: test_multi_tensor.py, test_augment.py
 }
 
 
@@ -50,13 +50,15 @@ def test_sides_agree_in_losses_and_gradients(case: Case, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 def test_readme_lists_every_case_and_its_targets(case: Case) -> None:
-    goals = ", ".join(f"{name} {least:.3g}×" for name, least in case.targets.items()) or "–"
+    narrow = {name: f" (AVX2: {least:.3g}×)" for name, least in case.narrow.items()}
+    goals = [f"{name} {least:.3g}×{narrow.get(name, '')}" for name, least in case.targets.items()]
+    goals += [] if case.target_rate is None else [f"{case.target_rate:g} images/s"]
     memory = "" if case.target_mb is None else f"; {case.target_mb:g} MB"
     peers = "ours alone" if case.only_ours else ", ".join(case.system.peers)
     size = case.title.removeprefix(f"{case.system.name} ")
-    assert f"| `{case.system.name}` | {size} | {peers} | {goals}{memory} |" in README.read_text()
+    assert f"| `{case.system.name}` | {size} | {peers} | {', '.join(goals) or '–'}{memory} |" in README.read_text()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 def test_targets_are_of_sides_that_there_are(case: Case) -> None:
-    assert case.targets.keys() <= case.system.peers.keys()
+    assert case.narrow.keys() <= case.targets.keys() <= case.system.peers.keys()

@@ -116,3 +116,10 @@ def test_precision_is_put_back() -> None:
     with measure.precision("medium"):
         assert torch.get_float32_matmul_precision() == "medium"
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_memory_of_other_processes_is_not_measured() -> None:
+    here, elsewhere = _side("here"), _side("elsewhere", elsewhere=True)
+    measured = _run([here, elsewhere]).measured
+    assert measured[elsewhere].extra_peak_mb is None
+    assert len(measured[elsewhere].time_ms) == 2

@@ -154,6 +154,35 @@ def test_targets_are_kept_or_missed(document: dict) -> None:
     assert "≥ 1,000,000×" in _text(report.table(hard, rows))
 
 
+def test_targets_are_those_of_the_instruction_set(document: dict) -> None:
+    case = dict(document["cases"][0], targets={"eager": 1e6, "bare": 1e-6}, targets_narrow={"eager": 1e-6})
+    rows = [row for row in document["results"] if row["case"] == FIRST and not row["ours"]]
+    for isa, verdict in (("avx512", "missed"), ("avx2", "kept"), ("generic", "kept"), (None, "missed")):
+        ours = _ours(case, document, isa=isa, label=f"ours, cpu {isa}", extra_peak_mb=1.0)
+        assert report._verdict(ours, case) == verdict
+        rows.append(ours)
+    text = _text(report.table(case, rows))
+    assert "target of cpu avx512" in text
+    assert "target of cpu avx2 " in text
+    assert "target of cpu generic" not in text  # has AVX2's
+    assert "≥ 1,000,000×" in text
+    assert "≥ 0.000×" in text
+
+
+def test_views_are_told_in_images_per_second(document: dict) -> None:
+    case = dict(document["cases"][0], mode="views", rows=64, targets={}, target_mb=None, target_rate=600, least_gflop=0)
+    fast, slow = (_ours(case, document, time_ms_median=time) for time in (100.0, 110.0))
+    assert [report._verdict(row, case) for row in (fast, slow)] == ["kept", "missed"]
+    text = _text(report.table(case, [fast]))
+    for word in ("images", "640", "≥ 600", "target of ours"):
+        assert word in text
+    assert "GFLOP" not in text
+    assert "GFLOP" not in report.notes(case, [fast])[0]
+    lines = report.markdown({"cases": [case], "results": [slow]})
+    assert "110 ms, 582 images/s (≥ 600)" in lines
+    assert lines.endswith("| missed |\n")
+
+
 def test_markdown_has_a_line_per_case_and_side_of_ours(document: dict) -> None:
     head, rule, *lines = report.markdown(document).splitlines()
     ours = [row for row in document["results"] if row["ours"]]

@@ -3,12 +3,13 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from pyssl_fast.benchmark import measure, report
+from pyssl_fast.benchmark import augment, measure, report
 from pyssl_fast.cli.bench import bench
 
 FAST = ["similarity", "--case", "nt-xent", "--rows", "64", "--dim", "8", "--rounds", "2", "--device", "cpu"]
@@ -90,6 +91,38 @@ def test_bench_measures_steps_by_their_bytes(tmp_path: Path) -> None:
     assert png_path.stat().st_size > 0
 
 
+def test_bench_measures_views_by_images_per_second(tmp_path: Path) -> None:
+    json_path, png_path, summary = tmp_path / "o.json", tmp_path / "o.png", tmp_path / "o.md"
+    sizes = ["--rows", "2,3", "--dim", "32", "--rounds", "1", "--device", "cpu"]
+    files = ["--json", str(json_path), "--png", str(png_path), "--markdown", str(summary)]
+    sides = ["--sides", "ours,torchvision,torchvision-uint8"]
+    result = _bench("augment", "--case", "mae,simclr", *sizes, *sides, *files)
+    assert result.exit_code == 0, result.output
+    assert "images" in result.output
+    assert "GFLOP" not in result.output
+    assert "MAE, 32² pixels" in result.output  # what was drawn
+    document = json.loads(json_path.read_text())
+    report.check_document(document)
+    assert [(case["system"], case["rows"], case["mode"]) for case in document["cases"]] == [
+        (system, rows, "views") for system in ("mae", "simclr") for rows in (2, 3)
+    ]
+    assert [case["floor_by"] for case in document["cases"]] == ["bytes"] * 4
+    assert {row["side"] for row in document["results"]} == {"cpu", "torchvision", "torchvision-uint8"}
+    assert all(row["loss"] is None for row in document["results"])
+    assert "images/s" in summary.read_text()
+    assert png_path.stat().st_size > 0
+
+
+def test_bench_has_targets_of_narrower_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    (case,) = (case for case in augment.CASES if case.system.name == "simclr")
+    goals = {"targets": {"torchvision": 1e6}, "narrow": {"torchvision": 1e-6}}
+    monkeypatch.setattr(augment, "CASES", (replace(case, rows=2, dim=32, **goals),))
+    result = _bench("augment", "--sides", "ours,torchvision", "--isa", "generic", "--rounds", "1", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "≥ 0.000×" in result.output
+    assert "kept" in result.output
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_bench_forward_in_low_precision(dtype: str) -> None:
     result = _bench(*FAST, "--mode", "forward", "--dtype", dtype, "--sides", "ours,eager")
@@ -142,11 +175,16 @@ BAD = {
         ["multi_tensor", "--dtype", "bfloat16"],
         "dtypes of ema are part of it; dtype must be float32",
     ),
-    "no backward of a step": (["multi_tensor", "--mode", "forward"], "--mode: the steps of multi_tensor have no"),
+    "no backward of a step": (["multi_tensor", "--mode", "forward"], "--mode: multi_tensor has no backward"),
     "no products of a step": (
         ["multi_tensor", "--precision", "high"],
-        "--precision: the steps of multi_tensor have no",
+        "--precision: multi_tensor has no backward and no products",
     ),
+    "no backward of views": (["augment", "--mode", "forward"], "--mode: augment has no backward and no products"),
+    "no temperature of views": (["augment", "--temperature", "1"], "--temperature: augment has no backward"),
+    "no dtype of views": (["augment", "--dtype", "float16"], "dtypes of simclr are part of it; dtype must be float32"),
+    "no images of 4 pixels": (["augment", "--dim", "4"], "dim of simclr, pixels along a side, must be 5 or more"),
+    "no bank of images": (["augment", "--columns", "64"], "columns are a bank's"),
     "unknown side": (["--sides", "nonsense"], "unknown side 'nonsense'"),
     "unknown precision": (["--precision", "low"], "--precision must be highest, high or medium"),
     "unknown instruction set": (["--isa", "mmx"], "--isa"),
