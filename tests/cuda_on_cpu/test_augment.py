@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,7 +155,7 @@ def test_recipes(name: str, kernels: ModuleType) -> None:
         check_both(kernels, pictures(sizes), parameters)
 
 
-def test_images_with_and_without_each_launch_go_together(kernels: ModuleType, emulated: ModuleType) -> None:
+def test_images_with_and_without_each_launch_go_together(kernels: ModuleType) -> None:
     sizes = [(30, 30)] * 4
     jitter = torch.tensor([[True, False, True, True], [False, True, False, False], [False] * 4, [True] * 4])
     of = {
@@ -182,6 +182,28 @@ def test_parameters_on_the_device_give_the_same_bits(kernels: ModuleType, monkey
     check(kernels, x, quiet)
 
 
+def test_parameters_on_the_device_are_not_read_and_all_else_is_copied_once(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, launches = [], []
+    recorder = SimpleNamespace(augment=lambda *arguments: launches.append(arguments), partials=lambda *size: 1)
+    monkeypatch.setattr(kernels, "_cuda", recorder)
+    monkeypatch.setattr(kernels, "_upload", lambda words, device: copies.append(words) or torch.cat(words))
+    sizes = [(30, 20)] * 5
+    x, on_cpu = torch.stack(pictures(sizes)), anything(sizes, (33, 25), generator(4))
+    on_device = on_cpu.to("meta")  # which raises where a number is asked for
+    for images, parameters, expected in (
+        (x, on_device, 0),
+        (x, on_cpu, 1),
+        (list(x), on_device, 1),
+        (list(x), on_cpu, 1),
+    ):
+        copies.clear()
+        kernels.apply(images, parameters, torch.empty(5, 3, 33, 25))
+        assert len(copies) == expected
+    assert len(launches) == 4
+
+
 def test_same_bits_every_run(kernels: ModuleType) -> None:
     sizes = [(50, 40)] * 3
     parameters = anything(sizes, (40, 70), generator(5))
@@ -204,15 +226,15 @@ def test_nan_stays_in_its_image_and_spreads_there(kernels: ModuleType) -> None:
         assert bool(out[0, 1, 4:7, 4:7].isnan().any()) and not bool(out[1].isnan().any()), changes
         if "jitter" in changes:
             assert bool(out[0, :, 5, 5].isnan().all())
-    assert bool(torch.isnan(check_nan_number(kernels, "factors", "jitter")).all())
 
 
-def check_nan_number(kernels: ModuleType, field: str, mask: str) -> Tensor:
-    parameters = plain([(12, 12)], 12, **{mask: torch.ones(1, 4, dtype=torch.bool)})
-    getattr(parameters, field)[:] = torch.nan
+@pytest.mark.parametrize("field", ["factors", "sigma", "angle"])
+def test_parameters_that_are_nan_give_nan(field: str, on_device: ModuleType) -> None:
+    parameters = plain([(12, 12)], 12, jitter=torch.ones(1, 4, dtype=torch.bool), blur_kernel=3)
+    getattr(parameters, field).fill_(torch.nan)
     out = torch.zeros(1, 3, 12, 12)
-    kernels.apply(pictures([(12, 12)]), parameters, out)
-    return out
+    on_device.apply(torch.stack(pictures([(12, 12)])), parameters, out)
+    assert bool(out.isnan().all())
 
 
 HUGE, NAN, INF = 1 << 40, torch.nan, torch.inf
