@@ -12,7 +12,7 @@
 //   finish    24: 12 read (up to 3.1 times with a blur's borders, from the second-level cache), 12 written
 // Instructions per pixel, counted in the code for sm_90:
 //   resample  210, 65 of them a quarter of what a thread prepares; 150 to store a pixel that is done, 35 to keep one
-//             that is not; for each tap along a row 22 (bilinear) or 30 (bicubic), times the rows of the crop for one of the
+//             that is not; for each tap along a row 22 (bilinear) or 30 (bicubic), times the crop's rows for one of the
 //             tile; for each tap down 20 or 30; for a brightness, contrast or saturation 37, for a hue 80
 //   finish    320, 150 of them to store; for a blur of radius r, for each channel, 7 · (1 + r / 2), along r / 16 more
 //             rows, then down; the colours for (1 + r / 16)² pixels
