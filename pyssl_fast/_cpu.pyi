@@ -110,6 +110,29 @@ class Torch:
     def __init__(self, functions: Sequence[int], probe: Any, cdata: int, types: tuple[type, ...]) -> None: ...
     def look(self, tensors: list[Any]) -> tuple[bytes, list[int]] | None: ...
 
+SAMPLE_NUMBERS: int
+RECIPE_NUMBERS: int
+
+def draw(
+    recipe: int,
+    samples: int,
+    sizes: int,
+    index: int,
+    seed: int,
+    epoch: int,
+    view: int,
+    columns: Sequence[int],
+) -> None: ...
+def pack(
+    columns: Sequence[int],
+    samples: int,
+    sizes: int,
+    height: int,
+    width: int,
+    blur_kernel: int,
+    grey_first: bool,
+    table: int,
+) -> bool: ...
 def augment(
     images: int,
     channels: int,

@@ -116,6 +116,11 @@ def choose(family: str, x: Tensor) -> str:
     return _selected
 
 
+def on_cpu(family: str) -> str:
+    """The backend of what `family` does on the CPU, wherever its tensors are."""
+    return "reference" if _selected == "reference" or _WHY_NOT["cpu", family, "cpu"] else "cpu"
+
+
 @functools.cache
 def kernels(name: str, family: str) -> ModuleType:
     """The module that holds backend `name`'s kernels of `family`."""

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/parameters.h"
 #include "tensors.h"
 
 namespace py = pybind11;
@@ -263,6 +264,26 @@ void lars(const Layout& layout, const Addresses& addresses, const std::vector<ui
                        joint});
 }
 
+pyssl::Columns columns_at(const std::array<Pointer, 18>& p) {
+  return {as<int64_t>(p[0]), as<bool>(p[1]),     as<bool>(p[2]),    as<int64_t>(p[3]), as<float>(p[4]),
+          as<float>(p[5]),   as<float>(p[6]),    as<float>(p[7]),   as<int64_t>(p[8]), as<bool>(p[9]),
+          as<float>(p[10]),  as<bool>(p[11]),    as<float>(p[12]),  as<bool>(p[13]),   as<float>(p[14]),
+          as<bool>(p[15]),   as<int64_t>(p[16]), as<int64_t>(p[17])};
+}
+
+// recipe: a row of float64, as csrc/cpu/parameters.h has it; columns: the addresses of Parameters' tensors.
+void draw(Pointer recipe, int64_t samples, Pointer sizes, Pointer index, uint64_t seed, uint64_t epoch, uint64_t view,
+          const std::array<Pointer, 18>& columns) {
+  pyssl::draw(*as<const pyssl::Recipe>(recipe), samples, as<int64_t>(sizes), as<int64_t>(index), seed, epoch, view,
+              columns_at(columns));
+}
+
+bool pack(const std::array<Pointer, 18>& columns, int64_t samples, Pointer sizes, int64_t height, int64_t width,
+          int64_t blur_kernel, bool grey_first, Pointer table) {
+  return pyssl::pack(columns_at(columns), samples, as<int64_t>(sizes), {height, width, blur_kernel, grey_first},
+                     as<pyssl::Sample>(table));
+}
+
 // pictures: [images, 4] int64; samples: [images, 33] float64; mean, std: [channels] float64. What they point at is checked
 // in Python.
 void augment(int64_t images, int64_t channels, int64_t height, int64_t width, Pointer pictures, Pointer samples,
@@ -340,6 +361,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("spread_backward", &spread_backward, py::arg("x"), py::arg("centres"), py::arg("grad_distance"),
         py::arg("grad"), py::arg("threads"));
 
+  m.attr("SAMPLE_NUMBERS") = pyssl::kSampleNumbers;
+  m.attr("RECIPE_NUMBERS") = sizeof(pyssl::Recipe) / sizeof(double);
+  m.def("draw", &draw, py::arg("recipe"), py::arg("samples"), py::arg("sizes"), py::arg("index"), py::arg("seed"),
+        py::arg("epoch"), py::arg("view"), py::arg("columns"));
+  m.def("pack", &pack, py::arg("columns"), py::arg("samples"), py::arg("sizes"), py::arg("height"), py::arg("width"),
+        py::arg("blur_kernel"), py::arg("grey_first"), py::arg("table"));
   m.def("augment", &augment, py::arg("images"), py::arg("channels"), py::arg("height"), py::arg("width"),
         py::arg("pictures"), py::arg("samples"), py::arg("input"), py::arg("bicubic"), py::arg("antialias"),
         py::arg("mean"), py::arg("std"), py::arg("erase_value"), py::arg("output"), py::arg("out"), py::arg("steps"),

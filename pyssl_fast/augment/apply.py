@@ -32,7 +32,7 @@ def apply(
     """
     if not isinstance(parameters, Parameters):
         raise TypeError(f"parameters must be Parameters; got {type(parameters).__name__}")
-    parameters.check(images)
+    parameters.check_form(images)
     if parameters.box.device.type != "cpu" and parameters.box.device != images[0].device:
         raise ValueError(
             f"parameters must be on the images' device {images[0].device} or on the CPU; got {parameters.box.device}"
@@ -50,9 +50,8 @@ def apply(
         raise ValueError(f"out must be on the images' device {images[0].device}; got {out.device}")
     of = torch.float64 if images[0].dtype == torch.float64 else torch.float32
     name = backend.choose("augment", out.new_empty(0, dtype=of))
-    if name != "cuda" and parameters.box.device.type != "cpu":
-        # The twin reads them one by one, and waits for the device anyway: so they are checked too.
-        parameters = parameters.to("cpu")
+    if name not in ("cpu", "cuda"):  # whose kernels look at values on the CPU as they read them
+        parameters = parameters.to("cpu")  # the twin reads them one by one, and waits for the device anyway
         parameters.check(images)
     kernels(name, "augment").apply(images, parameters, out)
     return out

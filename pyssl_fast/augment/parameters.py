@@ -18,7 +18,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # field → (dtype, columns, None: one value per sample)
-_TENSORS: dict[str, tuple[torch.dtype, int | None]] = {
+TENSORS: dict[str, tuple[torch.dtype, int | None]] = {
     "box": (torch.int64, 4),
     "horizontal_flip": (torch.bool, None),
     "vertical_flip": (torch.bool, None),
@@ -38,7 +38,7 @@ _TENSORS: dict[str, tuple[torch.dtype, int | None]] = {
     "bits": (torch.int64, None),
     "erase": (torch.int64, 4),
 }
-FIELDS = tuple(_TENSORS)
+FIELDS = tuple(TENSORS)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -163,18 +163,23 @@ class Parameters:
         Raises:
             TypeError, ValueError: what is wrong, what came and what was expected.
         """
+        sizes = self.check_form(images)
+        if self.box.device.type == "cpu":
+            self._check_numbers()
+            _check_boxes("box", self.box, np.array(sizes), "image", least=1)
+
+    def check_form(self, images: Images) -> list[tuple[int, int]]:
+        """`check` without the tensors' values. Each image's height and width."""
         sizes, channels = image_sizes(images)
-        self.check_values()
+        self._check_form()
         if len(sizes) != len(self):
             raise ValueError(f"images must be {len(self)}, one per sample of the parameters; got {len(sizes)}")
         if self.mean and len(self.mean) not in (1, channels) and (channels, len(self.mean)) != (4, 3):
             raise ValueError(f"mean must have 1 or {channels} numbers, for {channels} channels; got {len(self.mean)}")
-        if self.box.device.type == "cpu":
-            _check_boxes("box", self.box, np.array(sizes), "image", least=1)
+        return sizes
 
-    def check_values(self) -> None:
-        """`check` without images."""
-        for name, (dtype, columns) in _TENSORS.items():
+    def _check_form(self) -> None:
+        for name, (dtype, columns) in TENSORS.items():
             x = getattr(self, name)
             if not isinstance(x, Tensor):
                 raise TypeError(f"{name} must be a Tensor; got {type(x).__name__}")
@@ -202,8 +207,6 @@ class Parameters:
         for number in self.std:
             check_within("std", number, 1e-30, 1e30)
         check_within("erase_value", self.erase_value, -1e30, 1e30)
-        if self.box.device.type == "cpu":
-            self._check_numbers()
 
     def _check_numbers(self) -> None:
         for name, low, high in (

@@ -16,25 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyssl_fast import backend
 from pyssl_fast.augment import sampling
 from pyssl_fast.augment.apply import apply
 from pyssl_fast.augment.parameters import INTERPOLATIONS, Images, Parameters, image_sizes
 from pyssl_fast.augment.sampling import Array
+from pyssl_fast.backend import kernels
 from pyssl_fast.functional.checks import check_choice, check_count, check_within
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SWAV_STD = (0.228, 0.224, 0.225)  # its code's own; the published checkpoints were trained with it
-
-# Which uniform number decides what. Fixed, so that a recipe without some operation draws the others' numbers alike.
-_CROP = slice(0, 22)
-_HORIZONTAL, _VERTICAL, _TURNS, _AFFINE, _ANGLE, _JITTER, _GREY = range(22, 29)
-_ORDER, _FACTORS = slice(29, 33), slice(33, 37)
-_BLUR, _SIGMA, _SOLARIZE, _INVERT, _POSTERIZE, _ERASE = range(37, 43)
-_ERASED = slice(43, 65)
-_TRANSLATE, _ZOOM, _SHEAR = slice(65, 67), 67, 68
-_DRAWS = 69
-
-_NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0])  # factors that change nothing
 
 
 @dataclass(frozen=True)
@@ -141,7 +132,7 @@ class Recipe:
             f"{'' if self.antialias else ' without antialias'}"
         ]
         colours = f"{self.brightness:g}/{self.contrast:g}/{self.saturation:g}/{self.hue:g}"
-        sigmas = f"σ {self.sigma[0]:g} to {self.sigma[1]:g}, {self._taps()} taps"
+        sigmas = f"σ {self.sigma[0]:g} to {self.sigma[1]:g}, {self.taps()} taps"
         for on, text in (
             (self.horizontal_flip, f"flip{percent(self.horizontal_flip)}"),
             (self.vertical_flip, f"vertical flip{percent(self.vertical_flip)}"),
@@ -171,7 +162,8 @@ class Recipe:
         )
         return ", ".join(text for on, text in parts if on) or "affine"
 
-    def _taps(self) -> int:
+    def taps(self) -> int:
+        """Of the blur, as `blur_kernel` says."""
         taps = self.blur_kernel or 2 * (min(self.size) // 10 // 2) + 1
         return min(taps, 2 * min(self.size) - 1)
 
@@ -204,54 +196,21 @@ class Recipe:
                 f"index must be a Tensor [{n}], one number per image; got {getattr(index, 'shape', index)}"
             )
         seed = sampling.seed_of(generator, seed)
-        u = sampling.uniform(_DRAWS, index.cpu(), seed=seed, epoch=epoch, view=view).numpy()
-        strength = np.array([self.brightness, self.contrast, self.saturation, self.hue])
-        lowest = np.maximum(_NEUTRAL - strength, [0, 0, 0, -0.5])
-        drawn = {
-            "box": sampling.resized_crop(u[:, _CROP], size, self.scale, self.ratio),
-            "horizontal_flip": u[:, _HORIZONTAL] < self.horizontal_flip,
-            "vertical_flip": u[:, _VERTICAL] < self.vertical_flip,
-            "turns": (u[:, _TURNS] * 4).astype(np.int64) * int(self.turns),
-            **self._moves(u),
-            "order": u[:, _ORDER].argsort(1),
-            "jitter": (u[:, _JITTER] < self.jitter)[:, None] & (strength > 0),
-            "factors": lowest + (_NEUTRAL + strength - lowest) * u[:, _FACTORS],
-            "grey": u[:, _GREY] < self.grey,
-            "sigma": np.where(u[:, _BLUR] < self.blur, sampling.between(u[:, _SIGMA], *self.sigma), 0),
-            "solarize": u[:, _SOLARIZE] < self.solarize,
-            "threshold": np.full(n, float(self.threshold)),
-            "invert": u[:, _INVERT] < self.invert,
-            "bits": np.where(u[:, _POSTERIZE] < self.posterize, self.bits, 0),
-            "erase": np.zeros((n, 4), np.int64),
-        }
-        if self.erase:
-            erased = sampling.erased(u[:, _ERASED], np.array([self.size]), self.erase_scale, self.erase_ratio)
-            drawn["erase"] = np.where((u[:, _ERASE] < self.erase)[:, None], erased, 0)
+        for name, number in (("seed", seed), ("epoch", epoch), ("view", view)):
+            sampling.check_counter(name, number)
+        if index.dtype != torch.int64:
+            raise TypeError(f"index must be a Tensor [{n}] of int64; got {index.dtype}")
         return Parameters(
-            **{
-                name: torch.from_numpy(x.astype(np.float32) if x.dtype == np.float64 else x)
-                for name, x in drawn.items()
-            },
+            **kernels(backend.on_cpu("augment"), "augment").draw(self, size, index.cpu(), seed, epoch, view),
             size=self.size,
             interpolation=self.interpolation,
             antialias=self.antialias,
-            blur_kernel=self._taps(),
+            blur_kernel=self.taps(),
             grey_first=self.grey_first,
             mean=self.mean,
             std=self.std,
             erase_value=self.erase_value,
         )
-
-    def _moves(self, u: Array) -> dict[str, Array]:
-        moved = u[:, _AFFINE] < self.affine
-        most = np.array([self.translate[0] * self.size[1], self.translate[1] * self.size[0]])
-        shear = sampling.between(u[:, _SHEAR], -self.shear, self.shear)
-        return {
-            "angle": np.where(moved, sampling.between(u[:, _ANGLE], -self.degrees, self.degrees), 0),
-            "translate": np.where(moved[:, None], (most * (2 * u[:, _TRANSLATE] - 1)).round(), 0),
-            "zoom": np.where(moved, sampling.between(u[:, _ZOOM], *self.zoom), 1),
-            "shear": np.where(moved[:, None], np.stack([shear, np.zeros_like(shear)], 1), 0),
-        }
 
     def __call__(
         self,

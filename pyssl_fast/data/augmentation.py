@@ -105,7 +105,7 @@ def torchvision_transform(recipe: Recipe) -> Callable[[Image.Image], Image.Image
         (r.affine, v2.RandomApply([v2.RandomAffine(r.degrees, r.translate, r.zoom, r.shear, bilinear)], r.affine)),
         (r.jitter, v2.RandomApply([v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue)], r.jitter)),
         (r.grey, v2.RandomGrayscale(r.grey)),
-        (r.blur, v2.RandomApply([v2.GaussianBlur(r._taps(), r.sigma)], r.blur)),
+        (r.blur, v2.RandomApply([v2.GaussianBlur(r.taps(), r.sigma)], r.blur)),
         (r.solarize, v2.RandomSolarize(255 * r.threshold, r.solarize)),
     )
     return v2.Compose([step for probability, step in steps if probability])

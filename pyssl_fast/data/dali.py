@@ -447,7 +447,7 @@ def _chain(images: Any, row: Any, recipe: Recipe) -> Any:
     if recipe.jitter > 0 or recipe.grey > 0:
         x = fn.color_twist(x, brightness=row[6], contrast=row[7], saturation=row[8], hue=360 * row[9])
     if recipe.blur > 0 and row[10] > 0:
-        x = fn.gaussian_blur(x, sigma=row[10], window_size=recipe._taps())
+        x = fn.gaussian_blur(x, sigma=row[10], window_size=recipe.taps())
     if recipe.solarize > 0 and row[11] > 0:
         light = x >= 255 * recipe.threshold
         x = fn.cast(x + light * (255 - 2 * fn.cast(x, dtype=types.INT16)), dtype=types.UINT8)

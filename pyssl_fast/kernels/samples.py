@@ -52,6 +52,14 @@ def pictures(images: Images) -> Tensor:
     return torch.tensor([(x.data_ptr(), *x.stride()) for x in planar])
 
 
+def sizes_of(images: Images) -> Tensor:
+    """[B, 2] int64: each image's height and width."""
+    if isinstance(images, Tensor):
+        shape = images.shape[2:] if images.shape[1] in (1, 3, 4) else images.shape[1:3]
+        return torch.tensor(shape).repeat(len(images), 1)
+    return torch.tensor([x.shape[1:] if x.shape[0] in (1, 3, 4) else x.shape[:2] for x in images])
+
+
 def normalisation(p: Parameters, channels: int) -> Tensor:
     """[2, channels] float64, on the CPU: mean and standard deviation of each."""
     numbers = torch.tensor([[0.0], [1.0]], dtype=torch.float64).repeat(1, channels)

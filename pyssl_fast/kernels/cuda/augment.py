@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pyssl_fast import _cuda
+from pyssl_fast import _cuda, backend
 from pyssl_fast.kernels.cuda.device import in_host_memory, stream
-from pyssl_fast.kernels.samples import PIXELS, normalisation, pictures, table
+from pyssl_fast.kernels.samples import PIXELS, normalisation, pictures, sizes_of, table
 
 if TYPE_CHECKING:
     from pyssl_fast.augment.parameters import Images, Parameters
@@ -24,10 +23,13 @@ def _upload(words: list[Tensor], device: torch.device) -> Tensor:
     return torch.cat(words, out=pinned).to(device, non_blocking=True)
 
 
-def _places(images: Sequence[Tensor] | Tensor) -> Tensor:
-    """[B, 6] int64, as csrc/cuda/augment.h has an Image."""
-    sizes = [x.shape[1:] if x.shape[0] in (1, 3, 4) else x.shape[:2] for x in images]
-    return torch.cat([pictures(images), torch.tensor(sizes)], 1)
+def _table(p: Parameters, images: Images) -> Tensor:
+    """[B, 33] float64, where the parameters are. On the CPU they are checked."""
+    if in_host_memory(p.box):
+        if backend.on_cpu("augment") == "cpu":
+            return backend.kernels("cpu", "augment").table(p, images)
+        p.check(images)
+    return table(p)
 
 
 def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
@@ -43,11 +45,12 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
         apply(images, p, target)
         out.copy_(target)
         return
-    places = _places(images[:1] if alike else images)
+    some = images[:1] if alike else images
+    places = torch.cat([pictures(some), sizes_of(some)], 1)  # as csrc/cuda/augment.h has an Image
     if bool((places[:, 3] >= _WIDEST).any()):
         apply(images.contiguous() if isinstance(images, Tensor) else [x.contiguous() for x in images], p, out)
         return
-    samples, each = table(p), 0
+    samples, each = _table(p, images), 0
     words = [] if alike else [places.flatten()]
     if not on_gpu:
         words.append(samples.view(torch.int64).flatten())

@@ -1,4 +1,6 @@
-"""Augment family in plain PyTorch: a chain of image operations, sample by sample. The truth in tests.
+"""Augment family in plain PyTorch: a chain of image operations, sample by sample, and how recipes draw parameters.
+
+The truth in tests.
 
 The arithmetic is that of torchvision's transforms.v2.functional on float tensors: float32, float64 for float64 images.
 """
@@ -7,14 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyssl_fast.augment import sampling
+
 if TYPE_CHECKING:
     from pyssl_fast.augment.parameters import Images, Parameters
+    from pyssl_fast.augment.recipes import Recipe
+    from pyssl_fast.augment.sampling import Array
 
-_GREY = (0.2989, 0.587, 0.114)
+_LUMA = (0.2989, 0.587, 0.114)
 
 
 def _planar(x: Tensor) -> Tensor:
@@ -52,7 +59,7 @@ def _grey(x: Tensor) -> Tensor:
     """[1, H, W]: luma of three channels, one channel as it is."""
     if x.shape[0] == 1:
         return x
-    return (_GREY[0] * x[0] + _GREY[1] * x[1] + _GREY[2] * x[2])[None]
+    return (_LUMA[0] * x[0] + _LUMA[1] * x[1] + _LUMA[2] * x[2])[None]
 
 
 def _blend(x: Tensor, other: Tensor, factor: float) -> Tensor:
@@ -161,3 +168,58 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
     for i, image in enumerate(images):
         x = _sample(image, parameters, i)
         out[i] = (x * 255).round().clamp(0, 255) if out.dtype == torch.uint8 else x
+
+
+# Which uniform number decides what. Fixed, so that a recipe without some operation draws the others' numbers alike.
+_CROP = slice(0, 22)
+_HORIZONTAL, _VERTICAL, _TURNS, _AFFINE, _ANGLE, _JITTER, _GREY = range(22, 29)
+_ORDER, _FACTORS = slice(29, 33), slice(33, 37)
+_BLUR, _SIGMA, _SOLARIZE, _INVERT, _POSTERIZE, _ERASE = range(37, 43)
+_ERASED = slice(43, 65)
+_TRANSLATE, _ZOOM, _SHEAR = slice(65, 67), 67, 68
+_DRAWS = 69
+
+
+def factors(recipe: Recipe) -> tuple[Array, Array, Array]:
+    """[4] each, of brightness, contrast, saturation and hue: whether used; the least factor; least to largest."""
+    strength = np.array([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
+    neutral = np.array([1.0, 1.0, 1.0, 0.0])
+    least = np.maximum(neutral - strength, [0, 0, 0, -0.5])
+    return strength > 0, least, neutral + strength - least
+
+
+def draw(recipe: Recipe, sizes: Array, index: Tensor, seed: int, epoch: int, view: int) -> dict[str, Tensor]:
+    """The tensors of Parameters.
+
+    Args:
+        sizes: [N, 2] int64: height and width of each image.
+        index: [N] int64, on the CPU; with seed, epoch and view what the numbers depend on.
+    """
+    u = sampling.uniform(_DRAWS, index, seed=seed, epoch=epoch, view=view).numpy()
+    height, width = recipe.size
+    moved = u[:, _AFFINE] < recipe.affine
+    most = np.array([recipe.translate[0] * width, recipe.translate[1] * height])
+    shear = sampling.between(u[:, _SHEAR], -recipe.shear, recipe.shear)
+    used, least, span = factors(recipe)
+    erased = sampling.erased(u[:, _ERASED], np.array([recipe.size]), recipe.erase_scale, recipe.erase_ratio)
+    drawn = {
+        "box": sampling.resized_crop(u[:, _CROP], sizes, recipe.scale, recipe.ratio),
+        "horizontal_flip": u[:, _HORIZONTAL] < recipe.horizontal_flip,
+        "vertical_flip": u[:, _VERTICAL] < recipe.vertical_flip,
+        "turns": (u[:, _TURNS] * 4).astype(np.int64) * int(recipe.turns),
+        "angle": np.where(moved, sampling.between(u[:, _ANGLE], -recipe.degrees, recipe.degrees), 0),
+        "translate": np.where(moved[:, None], (most * (2 * u[:, _TRANSLATE] - 1)).round(), 0),
+        "zoom": np.where(moved, sampling.between(u[:, _ZOOM], *recipe.zoom), 1),
+        "shear": np.where(moved[:, None], np.stack([shear, np.zeros_like(shear)], 1), 0),
+        "order": u[:, _ORDER].argsort(1),
+        "jitter": (u[:, _JITTER] < recipe.jitter)[:, None] & used,
+        "factors": least + span * u[:, _FACTORS],
+        "grey": u[:, _GREY] < recipe.grey,
+        "sigma": np.where(u[:, _BLUR] < recipe.blur, sampling.between(u[:, _SIGMA], *recipe.sigma), 0),
+        "solarize": u[:, _SOLARIZE] < recipe.solarize,
+        "threshold": np.full(len(u), float(recipe.threshold)),
+        "invert": u[:, _INVERT] < recipe.invert,
+        "bits": np.where(u[:, _POSTERIZE] < recipe.posterize, recipe.bits, 0),
+        "erase": np.where((u[:, _ERASE] < recipe.erase)[:, None], erased, 0),
+    }
+    return {name: torch.from_numpy(x.astype(np.float32) if x.dtype == np.float64 else x) for name, x in drawn.items()}
