@@ -1,8 +1,8 @@
 """Augment family on GPUs: see csrc/cuda/augment.cu. Nothing here waits for the device.
 
-Bytes per pixel of a float32 result of three channels, from uint8: 14; 24 more for contrast or blur; 24 more for an affine
-map. Predicted for 256 images of 256² pixels to 224², not measured, and bound by instructions rather than bytes: MAE 0.40 ms
-on an A100 and 0.26 on an H100, SimCLR 0.73 and 0.48.
+Bytes per pixel of a float32 result of three channels, from uint8: 14; 24 more for contrast or blur; 24 more for an
+affine map. Predicted, not measured, for 256 images of 256² pixels to 224², and bound by instructions rather than bytes:
+MAE 0.40 ms on an A100 and 0.26 on an H100, SimCLR 0.73 and 0.48.
 """
 
 from __future__ import annotations
