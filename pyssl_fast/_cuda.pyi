@@ -56,3 +56,23 @@ def lars(
     partials: int,
     stream: Stream,
 ) -> None: ...
+def partials(height: int, width: int) -> int: ...  # of one image of `augment`, float32
+def augment(
+    images: int,
+    shape: Sequence[int],  # channels, height and width of the output
+    pixel: int,
+    image: Sequence[int],  # the first: address, steps of channel, row and pixel in elements, height, width
+    step: int,  # from one image to the next, bytes
+    each: int,  # a table of such images on the device; 0: they are alike
+    samples: int,  # the table on the device
+    bicubic: bool,
+    antialias: bool,
+    mean: Sequence[float],  # of every channel
+    std: Sequence[float],
+    erase_value: float,
+    out: int,
+    out_pixel: int,
+    strides: Sequence[int],
+    workspace: Sequence[int],  # of float32: resized and coloured, as out, contiguous; sums, images · partials()
+    stream: Stream,
+) -> None: ...

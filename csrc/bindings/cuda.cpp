@@ -2,8 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <sstream>
 
+#include "../cuda/augment.h"
 #include "../cuda/multi_tensor.h"
 
 namespace py = pybind11;
@@ -117,6 +119,39 @@ void lars(const Layout& layout, const Addresses& addresses, const Flags& adapted
               as<double>(partials)});
 }
 
+void augment(int64_t images, const std::array<int, 3>& shape, int pixel, const std::array<int64_t, 6>& image,
+             int64_t step, Pointer each, Pointer samples, bool bicubic, bool antialias, const std::vector<double>& mean,
+             const std::vector<double>& std, double erase_value, Pointer out, int out_pixel,
+             const std::array<int64_t, 4>& strides, const std::array<Pointer, 3>& workspace, const Stream& stream) {
+  py::gil_scoped_release release;
+  const auto [channels, height, width] = shape;
+  if (channels > 4 || mean.size() != static_cast<size_t>(channels) || std.size() != mean.size())
+    throw std::invalid_argument("as many means and standard deviations as channels, at most 4");
+  const pyssl::Picture picture{as<void>(static_cast<Pointer>(image[0])), image[1], image[2], image[3]};
+  cuda::augment({images,
+                 channels,
+                 height,
+                 width,
+                 static_cast<pyssl::Pixel>(pixel),
+                 {picture, image[4], image[5]},
+                 step,
+                 as<cuda::Image>(each),
+                 as<pyssl::Sample>(samples),
+                 bicubic,
+                 antialias,
+                 mean.data(),
+                 std.data(),
+                 erase_value,
+                 as<void>(out),
+                 static_cast<pyssl::Pixel>(out_pixel),
+                 strides.data(),
+                 as<float>(workspace[0]),
+                 as<float>(workspace[1]),
+                 as<float>(workspace[2]),
+                 stream.first,
+                 as<void>(stream.second)});
+}
+
 std::vector<std::string> targets() {
   std::istringstream words(PYSSL_TARGETS);
   std::vector<std::string> found;
@@ -152,4 +187,9 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("dampening"), py::arg("weight_decay"), py::arg("trust_coefficient"), py::arg("eps"),
         py::arg("nesterov"), py::arg("maximize"), py::arg("trust_clip"), py::arg("joint"), py::arg("records"),
         py::arg("partials"), py::arg("stream"));
+  m.def("partials", &cuda::partials, py::arg("height"), py::arg("width"));
+  m.def("augment", &augment, py::arg("images"), py::arg("shape"), py::arg("pixel"), py::arg("image"), py::arg("step"),
+        py::arg("each"), py::arg("samples"), py::arg("bicubic"), py::arg("antialias"), py::arg("mean"), py::arg("std"),
+        py::arg("erase_value"), py::arg("out"), py::arg("out_pixel"), py::arg("strides"), py::arg("workspace"),
+        py::arg("stream"));
 }

@@ -149,15 +149,15 @@ __device__ int sweep_vectors(Op op, int count) {
 // ---- sums -----------------------------------------------------------------------------------------------------------
 
 // Sums over a block, right in thread 0. One barrier, then one warp: always in the same order.
-template <int N>
-__device__ void sum_block(double (&sum)[N]) {
-  __shared__ double shared[N][kThreads];
+template <class T, int N>
+__device__ void sum_block(T (&sum)[N]) {
+  __shared__ T shared[N][kThreads];
   const int thread = static_cast<int>(threadIdx.x);
   for (int n = 0; n < N; ++n) shared[n][thread] = sum[n];
   __syncthreads();
   if (thread >= kWarp) return;
   for (int n = 0; n < N; ++n) {
-    double total = 0;
+    T total = 0;
     for (int i = thread; i < kThreads; i += kWarp) total += shared[n][i];
     for (int distance = kWarp / 2; distance > 0; distance /= 2) total += __shfl_down_sync(~0u, total, distance);
     sum[n] = total;

@@ -19,7 +19,8 @@ def apply(
         images: [B, C, H, W], [B, H, W, C], or a list of images [C, H, W] or [H, W, C] of different sizes; C is 1, 3 or
             4 (the fourth is moved and blurred, not coloured). uint8, or floating-point on a scale of 0 to 1. Where both
             readings fit, channels come first.
-        parameters: of B samples, on the images' device or on the CPU.
+        parameters: of B samples, on the images' device or on the CPU. On a GPU they are not waited for, and what they
+            hold is not checked: a wrong number there gives a wrong image, or NaN.
         dtype: of the result: uint8 (rounded, within 0 to 255) or floating-point.
         out: [B, C, height, width] to write into, of any strides (channels_last, pinned); its dtype counts.
 
@@ -32,10 +33,10 @@ def apply(
     if not isinstance(parameters, Parameters):
         raise TypeError(f"parameters must be Parameters; got {type(parameters).__name__}")
     parameters.check_form(images)
-    if parameters.box.device.type != "cpu":
-        # The twin reads them one by one, and waits for the device anyway: so they are checked too.
-        parameters = parameters.to("cpu")
-        parameters.check(images)
+    if parameters.box.device.type != "cpu" and parameters.box.device != images[0].device:
+        raise ValueError(
+            f"parameters must be on the images' device {images[0].device} or on the CPU; got {parameters.box.device}"
+        )
     shape = [len(parameters), images[0].shape[-1 if channels_last(images[0]) else -3], *parameters.size]
     if out is None:
         if dtype not in DTYPES:
@@ -47,8 +48,10 @@ def apply(
         raise TypeError(f"out must be uint8 or floating-point; got {out.dtype}")
     elif out.device != images[0].device:
         raise ValueError(f"out must be on the images' device {images[0].device}; got {out.device}")
-    name = backend.choose("augment", out.new_empty(0, dtype=torch.float32))
-    if name != "cpu":  # whose kernel looks at the values as it reads them
+    of = torch.float64 if images[0].dtype == torch.float64 else torch.float32
+    name = backend.choose("augment", out.new_empty(0, dtype=of))
+    if name not in ("cpu", "cuda"):  # whose kernels look at values on the CPU as they read them
+        parameters = parameters.to("cpu")  # the twin reads them one by one, and waits for the device anyway
         parameters.check(images)
     kernels(name, "augment").apply(images, parameters, out)
     return out

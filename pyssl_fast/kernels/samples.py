@@ -30,9 +30,11 @@ def table(p: Parameters) -> Tensor:
     grey = torch.stack([p.grey, torch.full_like(p.grey, p.grey_first)], 1)
     threshold = torch.where(p.solarize, p.threshold, torch.inf)
     levels = torch.where(p.bits > 0, 1 << p.bits, 0)
+    # Clamped: an order on a GPU is not checked, and must not make torch stop the device.
+    jittered = p.jitter.gather(1, p.order.clamp(0, 3))
     columns = [
         *(p.box, flags, p.inverse_affine().flatten(1)),
-        *(torch.where(p.jitter.gather(1, p.order), p.order, -1), p.factors, grey),
+        *(torch.where(jittered, p.order, -1), p.factors, grey),
         torch.stack([p.sigma, torch.full_like(p.sigma, p.blur_kernel), threshold, p.invert, levels], 1),
         p.erase,
     ]

@@ -287,6 +287,11 @@ def test_fourth_channel_is_moved_not_coloured():
     assert torch.allclose(got[:, 3:], apply(x[:, 3:], uncoloured), atol=1e-6)
 
 
+def test_parameters_on_another_device_are_an_error():
+    with pytest.raises(ValueError, match="parameters must be on the images' device cpu or on the CPU; got meta"):
+        apply(images(2, 8, 8), plain([(8, 8)] * 2, 8).to("meta"))
+
+
 def test_images_are_left_alone():
     x, p = torch.rand(2, 3, 24, 24), plain([(24, 24)] * 2, 24, erase=torch.tensor([[0, 0, 5, 5]] * 2))
     before = x.clone()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import pyssl_fast
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -15,7 +20,7 @@ ROOT = HERE.parents[1]
 FLAGS = [
     "-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing",
     "-pthread", "-DPYSSL_PARAMETER_BYTES=4096", "-DPYSSL_MAX_BLOCKS=37", f"-I{HERE}", "-x", "c++",
-    str(ROOT / "csrc/cuda/multi_tensor.cu"),
+    str(ROOT / "csrc/cuda/multi_tensor.cu"), str(ROOT / "csrc/cuda/augment.cu"),
 ]  # fmt: skip
 
 
@@ -33,9 +38,40 @@ def module(folder: Path) -> Path:
     path = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     defines = ['-DPYSSL_COMPILER="g++"', '-DPYSSL_TARGETS="host"']
-    shared = ["-shared", "-fPIC", "-fvisibility=hidden", str(ROOT / "csrc/bindings/cuda.cpp"), "-o", str(path)]
+    shared = [
+        "-DCUDA_ON_CPU_FIBERS",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        str(ROOT / "csrc/bindings/cuda.cpp"),
+        "-o",
+        str(path),
+    ]
     _compile(*includes, *defines, *shared)
     return path
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load(path: Path) -> ModuleType:
+    """That Python module, under a name of its own: pybind11 would give the real one again, if that is loaded."""
+    return _load("emulated._cuda", path)
+
+
+def kernels(emulated: ModuleType, family: str) -> ModuleType:
+    """kernels/cuda/<family>.py, on a `_cuda` whose device is this machine's threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pyssl_fast._cuda", emulated)
+        patch.setattr(pyssl_fast, "_cuda", emulated, raising=False)
+        loaded = _load(f"{family}_on_cpu", ROOT / f"pyssl_fast/kernels/cuda/{family}.py")
+    loaded.stream = lambda x: (0, 0)  # type: ignore[attr-defined]
+    return loaded
 
 
 def driver(folder: Path, sanitizers: str) -> Path:

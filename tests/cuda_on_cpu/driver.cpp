@@ -1,10 +1,12 @@
-// Every kernel of the multi_tensor family on memory that ends where its tensors end, for sanitizers to watch; and
-// kernels that are wrong on purpose, which must be caught. The argument says which: all, few, barrier, overread, race.
+// Every kernel on memory that ends where its tensors end, for sanitizers to watch; and kernels that are wrong on purpose,
+// which must be caught. The argument says which: all, few, barrier, overread, race.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
+#include "../../csrc/cuda/augment.h"
 #include "../../csrc/cuda/device.cuh"
 #include "../../csrc/cuda/multi_tensor.h"
 
@@ -91,6 +93,45 @@ void run_all(const std::vector<int64_t>& sizes, int dtype, int shift, bool each_
               partials.data()});
 }
 
+// Numbers as parameters on a GPU, which nobody checks, may hold them.
+double lie() {
+  static uint32_t state = 1;
+  constexpr double kLies[] = {NAN, INFINITY, -INFINITY, -1e300, 1e300, -1e9, 1e9, -3, -1, 0, 0.5, 1, 2, 3, 5, 9};
+  state = state * 1664525 + 1013904223;
+  return kLies[state >> 28];
+}
+
+// Images of different sizes, the last channels of the last rows at the end of their memory.
+void run_augment(pyssl::Pixel input, pyssl::Pixel output, int count, int channels, int height, int width,
+                 bool channels_last, bool bicubic, bool antialias) {
+  const size_t item = input == pyssl::Pixel::uint8 ? 1 : input == pyssl::Pixel::float32 ? 4 : 2;
+  const size_t out_item = output == pyssl::Pixel::uint8 ? 1 : output == pyssl::Pixel::float32 ? 4 : 2;
+  std::vector<std::vector<char>> memory;
+  std::vector<cuda::Image> images;
+  std::vector<pyssl::Sample> samples(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    const int64_t rows = 1 + 3 * i % 7, columns = 1 + 5 * i % 9;
+    memory.emplace_back(static_cast<size_t>(channels * rows * columns) * item, '\x11');
+    memory.back().shrink_to_fit();
+    const pyssl::Picture last{memory.back().data(), 1, channels * columns, channels};
+    const pyssl::Picture first{memory.back().data(), rows * columns, columns, 1};
+    images.push_back({channels_last ? last : first, rows, columns});
+    double* const numbers = reinterpret_cast<double*>(&samples[static_cast<size_t>(i)]);
+    for (int64_t k = 0; k < pyssl::kSampleNumbers; ++k) numbers[k] = lie();
+  }
+  const size_t pixels = static_cast<size_t>(count * channels * height * width);
+  std::vector<char> out(pixels * out_item);
+  std::vector<float> resized(pixels), coloured(pixels),
+      sums(static_cast<size_t>(count * cuda::partials(height, width)));
+  const int64_t plane = static_cast<int64_t>(height) * width, channel = channels_last ? 1 : plane;
+  const int64_t row = channels_last ? channels * width : width, column = channels_last ? channels : 1;
+  const int64_t strides[] = {channels * plane, channel, row, column};
+  const double zeros[4] = {}, ones[4] = {1, 1, 1, 1};
+  cuda::augment({count,          channels,       height,          width,       input, {},     0,          images.data(),
+                 samples.data(), bicubic,        antialias,       zeros,       ones,  0.5,    out.data(), output,
+                 strides,        resized.data(), coloured.data(), sums.data(), 0,     nullptr});
+}
+
 __global__ void skip_barrier(int* value) {
   __shared__ int shared;
   if (threadIdx.x == 0) shared = *value;
@@ -120,9 +161,15 @@ int main(int, char** argv) try {
     const std::vector<int64_t> sizes{0, 1, 7, 4096, 4097, 8195};
     for (int dtype = 0; dtype < 3; ++dtype) run_all(sizes, dtype, 0, false);
     for (int shift = 0; shift < 2; ++shift) run_all(sizes, 0, shift, true);
+    using pyssl::Pixel;
+    run_augment(Pixel::uint8, Pixel::float32, 24, 3, 9, 33, true, true, true);
+    run_augment(Pixel::float32, Pixel::uint8, 12, 4, 33, 5, false, false, true);
+    run_augment(Pixel::bfloat16, Pixel::float16, 12, 1, 8, 32, false, true, false);
+    run_augment(Pixel::float16, Pixel::bfloat16, 12, 3, 1, 1, true, false, false);
     std::puts("all ran");
   } else if (what == "few") {
     run_all({0, 5, 4097}, 0, 0, true);
+    run_augment(pyssl::Pixel::uint8, pyssl::Pixel::float32, 3, 4, 9, 33, true, true, true);
     std::puts("all ran");
   } else if (what == "barrier") {
     int value = 1;

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import pyssl_fast
 from tests.cuda_on_cpu import build
 from tests.kernels import multi_tensor_cases as cases
 from tests.kernels.multi_tensor_cases import (
@@ -34,31 +29,15 @@ from tests.kernels.multi_tensor_cases import (
 )
 
 
-def _load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """kernels/cuda/multi_tensor.py, on a `_cuda` whose device is this machine's threads."""
-    # Under a name of its own: pybind11 would give the real module again, if that is loaded.
-    emulated = _load("emulated._cuda", build.module(tmp_path_factory.mktemp("module")))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "pyssl_fast._cuda", emulated)
-        patch.setattr(pyssl_fast, "_cuda", emulated, raising=False)
-        module = _load("cuda_on_cpu", build.ROOT / "pyssl_fast/kernels/cuda/multi_tensor.py")
-    module._stream = lambda x: (0, 0)  # type: ignore[attr-defined]
-    yield module
+def built(emulated: ModuleType) -> ModuleType:
+    return build.kernels(emulated, "multi_tensor")
 
 
 @pytest.fixture
 def kernels(built: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Scalars are read where a GPU would read them: in the kernels."""
-    monkeypatch.setattr(built, "_in_host_memory", lambda x: False)
+    monkeypatch.setattr(built, "in_host_memory", lambda x: False)
     return built
 
 
@@ -83,7 +62,7 @@ def test_ema_momentum_by_value_and_by_pointer(
     arguments = cases.ema(F32, F32, BF16, momentum)
     arguments["momentum"] = arguments["momentum"].to(dtype)
     by_value = run_clones(built, "ema_", arguments)
-    monkeypatch.setattr(built, "_in_host_memory", lambda x: False)
+    monkeypatch.setattr(built, "in_host_memory", lambda x: False)
     by_pointer = check(built, "ema_", arguments, EMA)
     for key in EMA:
         assert cases.same_bits(by_value[key], by_pointer[key])
@@ -239,7 +218,7 @@ def test_nothing_changes_where_infinities_were_found(name: str, built: ModuleTyp
     for found in (torch.tensor(1.0), torch.tensor(math.nan, dtype=torch.float64)):
         for held in (True, False):
             with monkeypatch.context() as patch:
-                patch.setattr(built, "_in_host_memory", lambda x, held=held: held)
+                patch.setattr(built, "in_host_memory", lambda x, held=held: held)
                 arguments = (cases.adamw if name == "adamw_" else cases.lars)(shadow=BF16, found_inf=found)
                 arguments["gradients"][4][5] = math.inf
                 ours = run_clones(built, name, arguments)

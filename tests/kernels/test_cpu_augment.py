@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from pyssl_fast import augment, use_backend
 from pyssl_fast.augment import Parameters, plain
+from tests.kernels.augment_cases import ATOL, random_parameters
 
 _cpu = pytest.importorskip("pyssl_fast._cpu", reason="the extension is not built")
-# Full scale is 1, or 1 / std. A hue is rounded where two channels are nearly equal, as the twin's is.
-ATOL = 1e-5
 
 
 @pytest.fixture(params=_cpu.isas())
@@ -22,51 +21,6 @@ def isa(request):
     _cpu.set_isa(request.param)
     yield request.param
     _cpu.set_isa(before)
-
-
-def random_parameters(sizes, size, generator: torch.Generator, **changes) -> Parameters:
-    """A chain of everything, drawn without a recipe, so that each number comes up."""
-    n = len(sizes)
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(n, *shape, generator=generator)
-
-    def coin(*shape: int) -> torch.Tensor:
-        return torch.rand(n, *shape, generator=generator) < 0.5
-
-    extent = torch.tensor(sizes)
-    length = (uniform(0, 1, 2) * extent).long().clamp(min=1)
-    start = (uniform(0, 1, 2) * (extent - length + 1)).long().minimum(extent - length)
-    jitter = uniform(0.3, 1.7, 4)
-    jitter[:, 3] = (jitter[:, 3] - 1) * 0.7
-    side = torch.tensor(size)
-    erased = (uniform(0, 1, 2) * side).long()
-    at = (uniform(0, 1, 2) * (side - erased + 1)).long().minimum(side - erased)
-    taps = min(int(torch.randint(0, 16, (), generator=generator)) * 2 + 1, 2 * min(size) - 1)
-    moved = coin() & coin()
-    fields = {
-        "box": torch.cat([start, length], 1),
-        "horizontal_flip": coin(),
-        "vertical_flip": coin(),
-        "turns": torch.randint(0, 4, (n,), generator=generator)
-        if size[0] == size[1]
-        else torch.randint(0, 2, (n,)) * 2,
-        "angle": torch.where(moved, uniform(-180, 180), 0.0),
-        "translate": torch.where(moved[:, None], uniform(-5, 5, 2), 0.0),
-        "zoom": torch.where(moved, uniform(0.5, 2), 1.0),
-        "shear": torch.where(moved[:, None], uniform(-20, 20, 2), 0.0),
-        "order": torch.rand(n, 4, generator=generator).argsort(1),
-        "jitter": coin(4),
-        "factors": jitter,
-        "grey": uniform(0, 1) < 0.2,
-        "sigma": torch.where(coin(), uniform(0.1, 2), 0.0),
-        "blur_kernel": taps,
-        "invert": coin(),
-        "erase": torch.cat([at, erased], 1),
-        "erase_value": 0.25,
-        "grey_first": bool(torch.rand((), generator=generator) < 0.5),
-    }
-    return plain(sizes, size, **{**fields, **changes})
 
 
 def assert_like_the_twin(images, parameters: Parameters, atol: float = ATOL, **settings) -> torch.Tensor:

@@ -26,7 +26,7 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
         parameters.check(images)
         reference.apply(images, parameters, out)
         return
-    places, samples = pictures(images), _table(parameters, images)
+    places, samples = pictures(images), table(parameters, images)
     mean, std = normalisation(parameters, out.shape[1])
     _cpu.augment(
         len(out),
@@ -47,15 +47,15 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
     )
 
 
-def _table(p: Parameters, images: Images) -> Tensor:
-    """As `samples.table`, in one call, where torch's take 0.17 ms of 64 samples and as long again to check them."""
+def table(p: Parameters, images: Images) -> Tensor:
+    """As `samples.table`, checked, in one call, where torch's take 0.17 ms of 64 samples and as long again to check."""
     columns = [getattr(p, name).contiguous() for name in FIELDS]
     sizes = sizes_of(images)
-    table = torch.empty(len(p), _cpu.SAMPLE_NUMBERS, dtype=torch.float64)
+    rows = torch.empty(len(p), _cpu.SAMPLE_NUMBERS, dtype=torch.float64)
     places = [x.data_ptr() for x in columns]
-    if not _cpu.pack(places, len(p), sizes.data_ptr(), *p.size, p.blur_kernel, p.grey_first, table.data_ptr()):
+    if not _cpu.pack(places, len(p), sizes.data_ptr(), *p.size, p.blur_kernel, p.grey_first, rows.data_ptr()):
         p.check(images)  # says what is wrong
-    return table
+    return rows
 
 
 def draw(recipe: Recipe, sizes: Array, index: Tensor, seed: int, epoch: int, view: int) -> dict[str, Tensor]:

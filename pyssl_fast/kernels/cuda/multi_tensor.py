@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyssl_fast import _cuda
+from pyssl_fast.kernels.cuda.device import in_host_memory, stream
 from pyssl_fast.kernels.flat import Layout, addresses, flat, write_back
 
 _DTYPES = {torch.float32: _cuda.FLOAT32, torch.float16: _cuda.FLOAT16, torch.bfloat16: _cuda.BFLOAT16}
@@ -24,25 +25,16 @@ def _layout(layout: Layout, averaged: int) -> tuple[_cuda.Layout, int]:
     return _cuda.Layout(counts, [[_DTYPES.get(dtype, 0) for dtype in of] for of in layout.dtypes]), chunks
 
 
-def _in_host_memory(x: Tensor) -> bool:
-    return x.device.type == "cpu"
-
-
 def _scalar(x: float | Tensor | None, like: Tensor, absent: float = 0.0) -> _cuda.Scalar:
     """x [] by value from the CPU; else by its pointer on the device of `like`, which stays valid in stream order."""
     if x is None:
         return absent, 0, False
     if not isinstance(x, Tensor):
         return x, 0, False
-    if _in_host_memory(x):
+    if in_host_memory(x):
         return x.item(), 0, False
     x = x.to(like.device, x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float64)
     return 0.0, x.data_ptr(), x.dtype == torch.float64
-
-
-def _stream(x: Tensor) -> _cuda.Stream:
-    """x's device, and the stream that torch is on there."""
-    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
 def ema_(
@@ -56,7 +48,7 @@ def ema_(
         shadow = [*shadow, *teacher[averaged:]]  # what is copied shadows itself
     lists, layout = flat(teacher, student, shadow)
     sizes, _ = _layout(layout, averaged)
-    _cuda.ema(sizes, [addresses(x) for x in lists], averaged, _scalar(momentum, teacher[0]), _stream(teacher[0]))
+    _cuda.ema(sizes, [addresses(x) for x in lists], averaged, _scalar(momentum, teacher[0]), stream(teacher[0]))
     write_back(layout, shadow, lists[2])
     write_back(layout, teacher, lists[0])  # last: what is copied is among the shadows too, as it was
 
@@ -66,7 +58,7 @@ def square_sum(tensors: Sequence[Tensor]) -> Tensor:
     sizes, chunks = _layout(layout, len(tensors))
     total = tensors[0].new_empty((), dtype=torch.float64)
     partials = tensors[0].new_empty(chunks, dtype=torch.float64)
-    _cuda.square_sum(sizes, [addresses(x) for x in lists], partials.data_ptr(), total.data_ptr(), _stream(tensors[0]))
+    _cuda.square_sum(sizes, [addresses(x) for x in lists], partials.data_ptr(), total.data_ptr(), stream(tensors[0]))
     return total
 
 
@@ -107,7 +99,7 @@ def adamw_(
         weight_decay,
         maximize,
         records.data_ptr(),
-        _stream(parameters[0]),
+        stream(parameters[0]),
     )
     for original, copy in zip(written, (lists[0], *lists[2:]), strict=True):
         write_back(layout, original, copy)
@@ -160,7 +152,7 @@ def lars_(
         joint,
         records.data_ptr(),
         partials.data_ptr(),
-        _stream(parameters[0]),
+        stream(parameters[0]),
     )
     for original, copy in zip(written, (lists[0], *lists[2:]), strict=True):
         write_back(layout, original, copy)
