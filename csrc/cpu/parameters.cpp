@@ -79,8 +79,8 @@ void crop(const Recipe& recipe, const Uniform& u, int64_t tall, int64_t wide, in
     box[1] = u.below(kCrop + 2 * kAttempts + 1, wide - box[3] + 1);
     return;
   }
-  box[2] = w / h < recipe.ratio[0] ? static_cast<int64_t>(std::nearbyint(w / recipe.ratio[0])) : tall;
-  box[3] = w / h > recipe.ratio[1] ? static_cast<int64_t>(std::nearbyint(h * recipe.ratio[1])) : wide;
+  box[2] = w / h < recipe.ratio[0] ? std::max<int64_t>(1, std::nearbyint(w / recipe.ratio[0])) : tall;
+  box[3] = w / h > recipe.ratio[1] ? std::max<int64_t>(1, std::nearbyint(h * recipe.ratio[1])) : wide;
   box[0] = (tall - box[2]) / 2, box[1] = (wide - box[3]) / 2;
 }
 

@@ -48,6 +48,12 @@ def apply(
         raise TypeError(f"out must be uint8 or floating-point; got {out.dtype}")
     elif out.device != images[0].device:
         raise ValueError(f"out must be on the images' device {images[0].device}; got {out.device}")
+    else:
+        _check_writable(out, images)
+    if torch.is_grad_enabled() and (
+        out.requires_grad or any(x.requires_grad for x in ([images] if isinstance(images, Tensor) else images))
+    ):
+        raise ValueError("images and out must not require a gradient, which would get lost; detach them")
     of = torch.float64 if images[0].dtype == torch.float64 else torch.float32
     name = backend.choose("augment", out.new_empty(0, dtype=of))
     if name not in ("cpu", "cuda"):  # whose kernels look at values on the CPU as they read them
@@ -55,3 +61,20 @@ def apply(
         parameters.check(images)
     kernels(name, "augment").apply(images, parameters, out)
     return out
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """The addresses from its first number to behind its last one."""
+    reach = [step * (count - 1) for step, count in zip(x.stride(), x.shape, strict=True)]
+    first = x.data_ptr() + x.element_size() * sum(r for r in reach if r < 0)
+    return first, first + x.element_size() * (1 + sum(map(abs, reach)))
+
+
+def _check_writable(out: Tensor, images: Images) -> None:
+    if any(step == 0 and count > 1 for step, count in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError(f"out must have a place of its own for each number; got strides {list(out.stride())}")
+    first, last = _span(out)
+    for x in [images] if isinstance(images, Tensor) else images:
+        begin, end = _span(x)
+        if begin < last and first < end:
+            raise ValueError("out must not overlap the images: they are read while it is written")

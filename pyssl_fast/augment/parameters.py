@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,8 @@ class Parameters:
 
     def __getitem__(self, index: int | slice | Tensor) -> Parameters:
         """Some of the samples; of an int, a batch of that one."""
-        if isinstance(index, int):
+        if not isinstance(index, (slice, Tensor)) or (isinstance(index, Tensor) and index.dim() == 0):
+            index = operator.index(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"there are {len(self)} samples; got index {index}")
             index = slice(index % len(self), index % len(self) + 1)
@@ -175,7 +177,10 @@ class Parameters:
         if len(sizes) != len(self):
             raise ValueError(f"images must be {len(self)}, one per sample of the parameters; got {len(sizes)}")
         if self.mean and len(self.mean) not in (1, channels) and (channels, len(self.mean)) != (4, 3):
-            raise ValueError(f"mean must have 1 or {channels} numbers, for {channels} channels; got {len(self.mean)}")
+            raise ValueError(
+                f"mean must have {'1 number' if channels == 1 else f'1 or {channels} numbers'}, as the images have"
+                f" {channels} channel{'s' * (channels > 1)}; got {len(self.mean)}"
+            )
         return sizes
 
     def _check_form(self) -> None:

@@ -91,6 +91,19 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.size, int):
             object.__setattr__(self, "size", (self.size, self.size))
+        for name in (
+            "size",
+            "scale",
+            "ratio",
+            "sigma",
+            "translate",
+            "zoom",
+            "erase_scale",
+            "erase_ratio",
+            "mean",
+            "std",
+        ):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists are torchvision's way
         for side in self.size:
             check_count("size", side)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
@@ -116,8 +129,13 @@ class Recipe:
         check_count("blur_kernel", self.blur_kernel, 0)
         if self.blur_kernel and self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel must be odd, or 0; got {self.blur_kernel}")
-        if not 1 <= self.bits <= 8:
+        check_count("bits", self.bits)
+        if self.bits > 8:
             raise ValueError(f"bits must be 1 to 8; got {self.bits}")
+        if not isinstance(self.turns, bool):
+            raise TypeError(f"turns must be True or False; got {self.turns!r}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std must have one length; got {len(self.mean)} and {len(self.std)}")
         if self.turns and self.size[0] != self.size[1]:
             raise ValueError(f"turns need a square size; got {self.size[0]} × {self.size[1]}")
 
@@ -280,11 +298,15 @@ class Views:
         epoch: int = 0,
         index: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
+        out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Each view, [B, C, height, width]."""
+        """Each view, [B, C, height, width]. out: one per view, to write into."""
+        if out is not None and len(out) != len(self):
+            raise ValueError(f"out must hold {len(self)} Tensors, one per view; got {len(out)}")
         sizes, _ = image_sizes(images)
         sampled = self.sample(sizes, generator, seed=seed, epoch=epoch, index=index)
-        return [apply(images, parameters, dtype=dtype) for parameters in sampled]
+        places = [None] * len(self) if out is None else out
+        return [apply(images, p, dtype=dtype, out=place) for p, place in zip(sampled, places, strict=True)]
 
 
 def two_views(first: Recipe, second: Recipe | None = None) -> Views:

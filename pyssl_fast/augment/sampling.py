@@ -134,8 +134,8 @@ def resized_crop(u: Array, sizes: Array, scale: tuple[float, float], ratio: tupl
     tall, wide = sizes.T
     narrow = wide / tall < ratio[0]
     broad = wide / tall > ratio[1]
-    height = np.where(found, height, np.where(narrow, (wide / ratio[0]).round().astype(np.int64), tall))
-    width = np.where(found, width, np.where(broad, (tall * ratio[1]).round().astype(np.int64), wide))
+    height = np.where(found, height, np.where(narrow, (wide / ratio[0]).round().astype(np.int64).clip(1), tall))
+    width = np.where(found, width, np.where(broad, (tall * ratio[1]).round().astype(np.int64).clip(1), wide))
     top = np.where(found, below(u[:, -2], tall - height + 1), (tall - height) // 2)
     left = np.where(found, below(u[:, -1], wide - width + 1), (wide - width) // 2)
     return np.stack([top, left, height, width], 1)

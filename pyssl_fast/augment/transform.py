@@ -54,7 +54,8 @@ class Transform(nn.Module):
         Args:
             images: one image, or a batch: a Tensor [B, C, H, W], or a list of images of any sizes. An image is a Tensor
                 [C, H, W], an array [H, W] or [H, W, C], uint8 or floating-point of 0 to 1, or Pillow's: RGB and L as
-                they are, all others as RGB, 16 bits scaled to 8, what is transparent on white.
+                they are, all others as RGB, 16 bits scaled to 8, what is transparent on white. A recipe that normalises
+                by three numbers takes three channels. Labels do not come along.
             index: with a seed: the image's number in the data set; of a batch, each image's.
             epoch: with a seed: of 0 or more.
 

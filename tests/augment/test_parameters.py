@@ -34,6 +34,16 @@ FACTORS = torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 2)
         ({"sigma": torch.ones(2), "blur_kernel": 13}, "blur_kernel must be 11 or less"),
         ({"blur_kernel": 4}, "blur_kernel must be odd"),
         ({"angle": torch.tensor([0.0, NAN])}, "angle must be"),
+        *(({"translate": torch.tensor([[0.0, 0.0], [x, 0.0]])}, "translate must be") for x in (NAN, 1e7)),
+        *(({"translate": torch.tensor([[0.0, 0.0], [0.0, x]])}, "translate must be") for x in (NAN, -1e7)),
+        *(({"zoom": torch.tensor([1.0, x])}, "zoom must be") for x in (NAN, 0.0, 1e4)),
+        *(({"shear": torch.tensor([[0.0, 0.0], [x, 0.0]])}, "shear must be") for x in (NAN, 90.0)),
+        *(({"shear": torch.tensor([[0.0, 0.0], [0.0, x]])}, "shear must be") for x in (NAN, -90.0)),
+        ({"factors": FACTORS + torch.tensor([NAN, 0, 0, 0])}, "factors .* must be 0 to 1e.06"),
+        ({"factors": FACTORS + torch.tensor([0, 2e6, 0, 0])}, "factors .* must be 0 to 1e.06"),
+        ({"factors": FACTORS + torch.tensor([0, 0, NAN, 0])}, "factors .* must be 0 to 1e.06"),
+        ({"sigma": torch.tensor([NAN, 0.0])}, "sigma must be 0 to 1000"),
+        ({"mean": (NAN,), "std": (1.0,)}, "mean must be"),
         ({"turns": torch.tensor([0, 4])}, "turns must be 0 to 3; got 4"),
         ({"turns": torch.tensor([0, 1])}, "turns of 1 or 3 need a square size; got 6 × 8"),
         ({"bits": torch.tensor([0, 9])}, "bits must be 0 to 8"),
@@ -85,6 +95,29 @@ def test_bad_images(images, message):
 def test_bad_out():
     with pytest.raises(ValueError, match=r"out must have shape \[2, 3, 6, 8\]; got \[2, 3, 8, 6\]"):
         apply(IMAGES, changed(), out=torch.empty(2, 3, 8, 6))
+
+
+def test_out_with_too_few_places():
+    with pytest.raises(ValueError, match="out must have a place of its own for each number"):
+        apply(IMAGES, changed(), out=torch.zeros(2, 1, 6, 8).expand(2, 3, 6, 8))
+
+
+@pytest.mark.parametrize("part", [slice(0, 2), slice(1, 3)])
+def test_out_over_the_images(part):
+    both = torch.rand(3, 3, 6, 8)
+    parameters = changed(box=torch.tensor([[0, 0, 6, 8]] * 2))
+    with pytest.raises(ValueError, match="out must not overlap the images"):
+        apply(both[:2], parameters, out=both[part])
+    with pytest.raises(ValueError, match="out must not overlap the images"):
+        apply([*torch.rand(2, 3, 6, 8), both[1]], plain([(6, 8)] * 3, (6, 8)), out=both)
+    apply(both[:1], parameters[:1], out=both[2:])
+
+
+def test_gradients_are_refused():
+    with pytest.raises(ValueError, match="images and out must not require a gradient"):
+        apply(IMAGES.clone().requires_grad_(), changed())
+    with torch.no_grad():
+        apply(IMAGES.clone().requires_grad_(), changed())
 
 
 def test_samples_taken_out():

@@ -70,6 +70,39 @@ def test_recipe_has_the_papers_numbers(name):
     assert all(r.grey_first == (name == "moco_v1") for r in recipes)
 
 
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_recipes_have_in_common(name):
+    recipe = RECIPES[name]()
+    for r in recipe.recipes if isinstance(recipe, Views) else [recipe]:
+        assert r.ratio == (3 / 4, 4 / 3) and r.horizontal_flip == 0.5
+        if r.blur:
+            taps = {"dinov2": 9, "simclr": 23, "byol": 23}.get(name, 13)
+            assert r.sigma == (0.1, 2.0) and r.taps() == taps
+        assert r.threshold == 0.5 and r.mean == (0.485, 0.456, 0.406)
+
+
+def test_small_results_have_fewer_taps():
+    assert [Recipe(size=(size, 50), blur_kernel=23).taps() for size in (11, 12, 13)] == [21, 23, 23]
+
+
+def test_lists_are_as_good_as_tuples():
+    recipe = Recipe(size=[8, 9], scale=[0.2, 1.0], mean=[0.5], std=[0.25], erase=1.0, erase_value=0.75)
+    same = Recipe(size=(8, 9), scale=(0.2, 1.0), mean=(0.5,), std=(0.25,), erase=1.0, erase_value=0.75)
+    assert recipe == same
+    parameters = recipe.sample([(20, 20)] * 3, seed=0)
+    assert parameters.erase_value == 0.75 and parameters.size == (8, 9)
+
+
+def test_views_go_where_they_are_wanted():
+    views, images = multi_crop(Recipe(size=(8, 8)), Recipe(size=(8, 8)), Recipe(size=(4, 4)), 1), torch.rand(2, 3, 9, 9)
+    out = [torch.empty(2, 3, *r.size) for r in views.recipes]
+    made = views(images, seed=0, out=out)
+    assert all(x is y for x, y in zip(made, out, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(made, views(images, seed=0), strict=True))
+    with pytest.raises(ValueError, match="out must hold 3 Tensors, one per view; got 2"):
+        views(images, seed=0, out=out[:2])
+
+
 def test_every_recipe_is_tested():
     assert set(RECIPES) == {*NUMBERS, "barlow_twins"}
     assert augment.barlow_twins is augment.vicreg
@@ -126,6 +159,8 @@ def test_two_views_and_multi_crop():
         ({"blur_kernel": 4}, "blur_kernel must be odd"),
         ({"interpolation": "nearest"}, "interpolation must be one of bilinear, bicubic"),
         ({"turns": True, "size": (8, 9)}, "turns need a square size"),
+        ({"bits": 9}, "bits must be 1 to 8"),
+        ({"mean": (0.5,), "std": ()}, "mean and std must have one length"),
     ],
 )
 def test_recipe_bad_numbers(fields, message):

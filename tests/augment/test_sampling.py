@@ -1,9 +1,12 @@
 """Random numbers that batch, worker and rank do not change; and torchvision's distributions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from pyssl_fast import use_backend
 from pyssl_fast.augment import Recipe, sampling, simclr
 from pyssl_fast.augment.parameters import FIELDS
 
@@ -134,6 +137,30 @@ def test_erase_distribution_equals_torchvision():
     theirs = torch.tensor([[x[k] for k in "ijhw"] for x in drawn])
     for k in range(4):
         assert stats.ks_2samp(erase[:, k].numpy(), theirs[:, k].numpy(), method="asymp").pvalue > LEAST_P, k
+
+
+def test_kernel_draws_what_the_twin_draws():
+    everything = Recipe(
+        *((40, 30), (0.05, 0.9), (0.5, 2.5)),
+        **{name: 0.5 for name in ("horizontal_flip", "affine", "jitter", "grey", "blur", "solarize", "erase")},
+        **{name: 0.3 for name in ("vertical_flip", "invert", "posterize", "threshold", "brightness", "saturation")},
+        **{
+            "degrees": 20,
+            "translate": (0.1, 0.3),
+            "zoom": (0.5, 2),
+            "shear": 9,
+            "contrast": 1.5,
+            "hue": 0.2,
+            "bits": 3,
+        },
+    )
+    sizes = torch.randint(1, 600, (N, 2), generator=torch.Generator().manual_seed(0))
+    for recipe in (everything, dataclasses.replace(everything, size=(32, 32), turns=True)):
+        ours = recipe.sample(sizes, seed=2**62 + 5, epoch=3, index=torch.arange(N) * 7919, view=2)
+        with use_backend("reference"):
+            theirs = recipe.sample(sizes, seed=2**62 + 5, epoch=3, index=torch.arange(N) * 7919, view=2)
+        for name in FIELDS:
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
 def test_affine_distribution_equals_torchvision():

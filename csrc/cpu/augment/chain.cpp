@@ -55,8 +55,10 @@ class Worker {
                  a.images * a.channels * a.height * a.width >= kStreamed) {
     const int64_t length = rounded_up(a.width, kLanes), size = a.channels * length;
     row_ = {pieces_.take<float>(size), a.channels, a.width, length};
-    resizer_.y = {0, pieces_.take<int32_t>(a.height), pieces_.take<float>(a.height * e.y_taps)};
-    resizer_.x = {0, pieces_.take<int32_t>(a.width), pieces_.take<float>(a.width * e.x_taps)};
+    resizer_.y = {0, pieces_.take<int32_t>(a.height), pieces_.take<float>(a.height * e.y_taps),
+                  pieces_.take<float>(a.height), pieces_.take<float>(a.height)};
+    resizer_.x = {0, pieces_.take<int32_t>(a.width), pieces_.take<float>(a.width * e.x_taps),
+                  pieces_.take<float>(a.width), pieces_.take<float>(a.width)};
     resizer_.column = pieces_.take<vf>(e.line * a.channels);
     resizer_.ring = pieces_.take<float>(ring_rows(e.y_taps) * size);
     resizer_.from = pieces_.take<const float*>(e.y_taps);
@@ -206,12 +208,18 @@ class Worker {
 void augment(const Augment& a) {
   const Extent extent(a);
   const int64_t bytes = Worker(a, extent, nullptr).bytes();
+  std::atomic<bool> short_of_memory{false};  // an exception that left the region would end the process
   parallel(useful_threads(a.threads, a.images), [&](Team team) {
-    const Scratch scratch(bytes);
-    Worker worker(a, extent, scratch.as<char>());
-    for (int64_t i; (i = team.claim()) < a.images;) worker.make(i);
-    end_streams();
+    try {
+      const Scratch scratch(bytes);
+      Worker worker(a, extent, scratch.as<char>());
+      for (int64_t i; (i = team.claim()) < a.images;) worker.make(i);
+      end_streams();
+    } catch (const std::bad_alloc&) {
+      short_of_memory = true;
+    }
   });
+  if (short_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace pyssl::PYSSL_ISA

@@ -41,11 +41,14 @@ inline void grey(const Row& row) {
 // HSV's hue h, in sixths of a turn, times the range R of the channels needs no division: g − b, 2R + b − r, or
 // 4R + r − g by which channel is highest. A channel is then low + clamp(|d| − R, 0, R), where d is h's distance on the
 // circle of 6R from the opposite of the channel's own hue: of |m| ≤ 9R the smaller of |m| and ||m| − 6R|.
-// What is highest stays as it is: above 1 too, where a cubic filter has overshot and nothing has clamped since.
+// What is highest stays as it is: above 1 too, where a cubic filter has overshot and nothing has clamped since. Of a grey
+// pixel, whose range is 0, that is the one channel that the shift makes it.
 template <bool clamped>
 inline void hue(const Row& row, float shift) {
   each_pixel(row, [shift](vf& r, vf& g, vf& b) {
-    const vf high = greatest(greatest(r, g), b), low = least(least(b, g), r), range = high - low;
+    const vf high = greatest(greatest(r, g), b), low = least(least(b, g), r);
+    vf range = high - low;
+    if constexpr (!clamped) range = range == vf{} ? set(1.f) : range;
     const vf whole = 6 * range;
     const vf of_green = 2 * range + (b - r), of_blue = 4 * range + (r - g);
     vf h = high == g ? of_green : of_blue;
@@ -55,7 +58,7 @@ inline void hue(const Row& row, float shift) {
       const vf m = magnitude(h + opposite * range);
       const vf part = least(range, greatest(vf{}, least(m, magnitude(m - whole)) - range));
       if constexpr (clamped) return low + part;
-      const vf x = unit(low + part);
+      const vf x = unit(high == low ? low : low + part);
       return part == range ? high : x;
     };
     r = channel(-3), g = channel(1), b = channel(-1);

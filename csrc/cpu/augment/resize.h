@@ -11,11 +11,12 @@ namespace pyssl::PYSSL_ISA {
 
 namespace {
 
-// Where each output of a resized axis comes from: `taps` inputs from `first` on, with their weights, [size, taps].
+// Where each output of a resized axis comes from: `taps` inputs from `first` on, with their weights, [taps, size].
 struct Axis {
   int64_t taps;
   int32_t* first;
   float* weight;
+  float *offset, *total;  // scratch, [size]
 };
 
 inline float triangle(float x) { return std::max(0.f, 1 - std::abs(x)); }
@@ -38,31 +39,53 @@ inline int64_t widest(double inputs, int64_t size, bool is_cubic, bool antialias
 }
 
 // Antialiased, what the filter covers of the inputs is weighted to 1; else inputs beyond a border are those at it. All
-// weights times `factor`; the outputs in reverse where flipped.
-inline void lay(Axis& axis, int64_t inputs, int64_t size, bool flip, bool is_cubic, bool antialias, float factor) {
+// weights times `factor`; the outputs in reverse where flipped. Beyond the filter's support weights are 0 by themselves.
+// Places are in double: torch's, in float, are 2e-5 of full scale wrong at 256 pixels, and 3e-4 at 4,000.
+template <bool is_cubic>
+void lay(Axis& axis, int64_t inputs, int64_t size, bool flip, bool antialias, float factor) {
   const double scale = double(inputs) / size, stretch = stretched(inputs, size, antialias);
   const double support = (is_cubic ? 2 : 1) * stretch;
   const float a = antialias ? -0.5f : -0.75f, narrow = static_cast<float>(1 / stretch);
   const int64_t taps = axis.taps = widest(inputs, size, is_cubic, antialias);
+  const auto value = [a](float x) { return is_cubic ? cubic(x, a) : triangle(x); };
+  const auto lowest = [=](double centre) { return static_cast<int64_t>(std::floor(centre - support + 0.5)); };
   for (int64_t i = 0; i < size; ++i) {
     const int64_t at = flip ? size - 1 - i : i;
     const double centre = scale * (i + 0.5);
-    const int64_t low = static_cast<int64_t>(std::floor(centre - support + 0.5));
-    const int64_t high = static_cast<int64_t>(std::floor(centre + support + 0.5));
-    const int64_t begin = std::clamp<int64_t>(low, 0, inputs - 1), end = std::clamp<int64_t>(high, begin + 1, inputs);
-    const int64_t first = std::min(begin, inputs - taps);
-    float *weight = axis.weight + at * taps, total = 0;
-    std::fill_n(weight, taps, 0.f);
-    for (int64_t k = antialias ? begin : low; k < (antialias ? end : high); ++k) {
-      const float x = static_cast<float>(k + 0.5 - centre) * narrow;
-      const float value = is_cubic ? cubic(x, a) : triangle(x);
-      total += value;
-      weight[std::clamp<int64_t>(k, 0, inputs - 1) - first] += value;
-    }
-    const float over = antialias ? factor / total : factor;
-    for (int64_t t = 0; t < taps; ++t) weight[t] *= over;
+    const int64_t first = std::clamp<int64_t>(lowest(centre), 0, inputs - taps);
     axis.first[at] = static_cast<int32_t>(first);
+    axis.offset[at] = static_cast<float>(first + 0.5 - centre);
   }
+  std::fill_n(axis.total, size, antialias ? 0.f : 1.f);
+  for (int64_t t = 0; t < taps; ++t) {
+    float* __restrict weight = axis.weight + t * size;
+    const float* __restrict offset = axis.offset;
+    float* __restrict total = axis.total;
+    const auto step = static_cast<float>(t);
+    for (int64_t i = 0; i < size; ++i) weight[i] = value((offset[i] + step) * narrow);
+    if (antialias)
+      for (int64_t i = 0; i < size; ++i) total[i] += weight[i];
+  }
+  for (int64_t i = 0; i < size; ++i) axis.total[i] = factor / axis.total[i];
+  for (int64_t t = 0; t < taps; ++t)
+    for (int64_t i = 0; i < size; ++i) axis.weight[t * size + i] *= axis.total[i];
+  if (antialias) return;
+  for (int64_t i = 0; i < size; ++i) {
+    const int64_t at = flip ? size - 1 - i : i, low = lowest(scale * (i + 0.5)), high = low + (is_cubic ? 4 : 2);
+    if (low >= 0 && high <= inputs) continue;
+    for (int64_t t = 0; t < taps; ++t) axis.weight[t * size + at] = 0;
+    for (int64_t k = low; k < high; ++k) {
+      const int64_t tap = std::clamp<int64_t>(k, 0, inputs - 1) - axis.first[at];
+      axis.weight[tap * size + at] += factor * value(static_cast<float>(k + 0.5 - scale * (i + 0.5)));
+    }
+  }
+}
+
+inline void lay(Axis& axis, int64_t inputs, int64_t size, bool flip, bool is_cubic, bool antialias, float factor) {
+  if (is_cubic)
+    lay<true>(axis, inputs, size, flip, antialias, factor);
+  else
+    lay<false>(axis, inputs, size, flip, antialias, factor);
 }
 
 template <int... lane>
@@ -153,9 +176,9 @@ void along(const Axis& x, const vf* column, int64_t step, int64_t width, float* 
     for (int i = 0; i < kLanes; ++i) {
       const int64_t at = std::min(left + i, width - 1);
       const vf* from = column + x.first[at] * step;
-      const float* weight = x.weight + at * taps;
+      const float* weight = x.weight + at;
       vf sum = weight[0] * from[0];
-      for (int64_t t = 1; t < taps; ++t) sum += weight[t] * from[t * step];
+      for (int64_t t = 1; t < taps; ++t) sum += weight[t * width] * from[t * step];
       block[i] = sum;
     }
     transpose(block);
@@ -166,11 +189,12 @@ void along(const Axis& x, const vf* column, int64_t step, int64_t width, float* 
 
 // row ← Σ weight·its inputs.
 template <int kTaps>
-void down(const float* const* from, const float* weight, int64_t taps, int64_t count, float* __restrict row) {
+void down(const float* const* from, const float* weight, int64_t size, int64_t taps, int64_t count,
+          float* __restrict row) {
   if (kTaps) taps = kTaps;
   for (int64_t k = 0; k < count; k += kLanes) {
     vf sum = weight[0] * load(from[0] + k);
-    for (int64_t t = 1; t < taps; ++t) sum += weight[t] * load(from[t] + k);
+    for (int64_t t = 1; t < taps; ++t) sum += weight[t * size] * load(from[t] + k);
     store(row + k, sum);
   }
 }
@@ -240,8 +264,7 @@ void resize(const Augment& a, Picture picture, Sample s, Resizer& r, const Place
         });
     }
     for (int64_t t = 0; t < r.y.taps; ++t) r.from[t] = r.ring + (first + t) % rows * stride;
-    by_taps(r.y.taps,
-            [&](auto taps) { down<taps>(r.from, r.y.weight + i * r.y.taps, r.y.taps, row.size(), row.data); });
+    by_taps(r.y.taps, [&](auto taps) { down<taps>(r.from, r.y.weight + i, a.height, r.y.taps, row.size(), row.data); });
     each(row);
   }
 }

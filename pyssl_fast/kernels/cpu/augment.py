@@ -55,6 +55,7 @@ def table(p: Parameters, images: Images) -> Tensor:
     places = [x.data_ptr() for x in columns]
     if not _cpu.pack(places, len(p), sizes.data_ptr(), *p.size, p.blur_kernel, p.grey_first, rows.data_ptr()):
         p.check(images)  # says what is wrong
+        raise AssertionError("parameters that pass their checks were refused")
     return rows
 
 

@@ -67,11 +67,15 @@ def _blend(x: Tensor, other: Tensor, factor: float) -> Tensor:
 
 
 def _hue(x: Tensor, shift: float) -> Tensor:
-    """RGB → HSV, hue + shift of a full turn, → RGB."""
+    """RGB → HSV, hue + shift of a full turn, → RGB.
+
+    Torchvision divides by the brightest channel, and has NaN where a cubic filter has left that at 0 and another one
+    below; here such a pixel is black.
+    """
     red, green = x[0], x[1]
     low, high = x.amin(0), x.amax(0)
     flat = high == low
-    saturation = (high - low) / torch.where(flat, 1, high)
+    saturation = (high - low) / torch.where(high == 0, 1, high)
     r, g, b = (high - x) / torch.where(flat, 1, high - low)
     sixth = torch.where(high == red, b - g, torch.where(high == green, 2 + r - b, 4 + g - r))
     hue = ((sixth * (1 / 6) + 1).fmod(1) + shift).remainder(1) * 6
