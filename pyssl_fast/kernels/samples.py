@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from pyssl_fast.augment.parameters import channels_last
 
 if TYPE_CHECKING:
     from pyssl_fast.augment.parameters import Images, Parameters
@@ -44,25 +47,43 @@ def table(p: Parameters) -> Tensor:
 def pictures(images: Images) -> Tensor:
     """[B, 4] int64: where an image begins, and the steps of its channels, rows and pixels, in elements."""
     if isinstance(images, Tensor):
-        x = images if images.shape[1] in (1, 3, 4) else images.permute(0, 3, 1, 2)
-        places = torch.tensor(x.stride()).repeat(len(x), 1)
-        places[:, 0] = torch.arange(len(x)) * (x.stride(0) * x.element_size()) + x.data_ptr()
+        places = _steps(len(images), _planar(images).stride(), images.element_size()).clone()
+        places[:, 0] += images.data_ptr()
         return places
-    planar = [x if x.shape[0] in (1, 3, 4) else x.permute(2, 0, 1) for x in images]
-    return torch.tensor([(x.data_ptr(), *x.stride()) for x in planar])
+    return torch.tensor([(x.data_ptr(), *_planar(x).stride()) for x in images])
 
 
 def sizes_of(images: Images) -> Tensor:
-    """[B, 2] int64: each image's height and width."""
+    """[B, 2] int64: each image's height and width. Not to be changed."""
     if isinstance(images, Tensor):
-        shape = images.shape[2:] if images.shape[1] in (1, 3, 4) else images.shape[1:3]
-        return torch.tensor(shape).repeat(len(images), 1)
-    return torch.tensor([x.shape[1:] if x.shape[0] in (1, 3, 4) else x.shape[:2] for x in images])
+        return _equal(len(images), *_planar(images).shape[2:])
+    return torch.tensor([_planar(x).shape[1:] for x in images])
 
 
-def normalisation(p: Parameters, channels: int) -> Tensor:
-    """[2, channels] float64, on the CPU: mean and standard deviation of each."""
+def _planar(x: Tensor) -> Tensor:
+    """An image or a batch with its channels before its rows."""
+    return x.movedim(-1, -3) if channels_last(x) else x
+
+
+# What batch after batch needs alike: made anew it takes 70 µs, as long as all else that Python does for 64 images.
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(count: int, strides: tuple[int, ...], element_size: int) -> Tensor:
+    places = torch.tensor(strides).repeat(count, 1)
+    places[:, 0] = torch.arange(count) * (strides[0] * element_size)
+    return places
+
+
+@functools.lru_cache(maxsize=64)
+def _equal(count: int, height: int, width: int) -> Tensor:
+    return torch.tensor([height, width]).repeat(count, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> Tensor:
+    """[2, channels] float64, on the CPU: mean and standard deviation of each. Not to be changed."""
     numbers = torch.tensor([[0.0], [1.0]], dtype=torch.float64).repeat(1, channels)
-    if p.mean:
-        numbers[:, : len(p.mean) if len(p.mean) > 1 else channels] = torch.tensor([p.mean, p.std], dtype=torch.float64)
+    if mean:
+        numbers[:, : len(mean) if len(mean) > 1 else channels] = torch.tensor([mean, std], dtype=torch.float64)
     return numbers

@@ -27,7 +27,7 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
         reference.apply(images, parameters, out)
         return
     places, samples = pictures(images), table(parameters, images)
-    mean, std = normalisation(parameters, out.shape[1])
+    mean, std = normalisation(parameters.mean, parameters.std, out.shape[1])
     _cpu.augment(
         len(out),
         out.shape[1],

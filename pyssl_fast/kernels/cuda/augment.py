@@ -69,7 +69,7 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
     unfinished = on_gpu or bool((p.jitter[:, 1] | (p.sigma != 0)).any())  # contrast, blur
     sizes = (out.numel() * moved, out.numel() * unfinished, n * _cuda.partials(height, width) * unfinished)
     workspace = [torch.empty(size, dtype=torch.float32, device=out.device) for size in sizes]
-    mean, std = normalisation(p, channels).tolist()
+    mean, std = normalisation(p.mean, p.std, channels).tolist()
     _cuda.augment(
         n,
         (channels, height, width),

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyssl_fast.augment import sampling
+from pyssl_fast.augment.parameters import channels_last
 
 if TYPE_CHECKING:
     from pyssl_fast.augment.parameters import Images, Parameters
@@ -26,7 +27,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 def _planar(x: Tensor) -> Tensor:
     """[C, H, W] in float32, or float64, 0 to 1, of [C, H, W] or [H, W, C]."""
-    if x.shape[0] not in (1, 3, 4):
+    if channels_last(x):
         x = x.permute(2, 0, 1)
     if x.dtype == torch.uint8:
         return x.float() / 255
