@@ -67,6 +67,7 @@ class Worker {
     blur_.ring = pieces_.take<float>((2 * e.radius + 2) * size);
     blur_.second = pieces_.take<float>(size);
     blur_.rows = pieces_.take<const float*>(2 * e.radius + 2);
+    line_ = pieces_.take<float>(length);
     planes_ = pieces_.take<float>(e.contrast ? a.height * size : 0);
     mover_.height = a.height;
     mover_.stride = Mover::stride_for(a.width);
@@ -102,7 +103,10 @@ class Worker {
     double sum = 0;
     if (s.sigma > 0) blur_.begin(s.sigma, static_cast<int64_t>(s.taps), a_.height);
     const auto finish = [&](int64_t i, const Row& row) { write(image, backwards ? a_.height - 1 - i : i, s, row); };
-    const auto deliver = [&](const Row& row) {
+    // From here on one channel stands for three that are grey.
+    const int64_t different = colours.ends_grey() && a_.channels == 3 ? 1 : a_.channels;
+    const auto deliver = [&](const Row& coloured) {
+      const Row row{coloured.data, different, coloured.width, coloured.length};
       if (s.sigma > 0)
         blur_.push(delivered++, row, finish);
       else
@@ -148,16 +152,17 @@ class Worker {
     const auto top = static_cast<int64_t>(s.erase[0]), left = static_cast<int64_t>(s.erase[1]);
     const int64_t erased =
         i >= top && i < top + static_cast<int64_t>(s.erase[2]) ? static_cast<int64_t>(s.erase[3]) : 0;
-    for (int64_t c = 0; c < row.channels; ++c) {
-      float* x = row.channel(c);
+    for (int64_t c = 0; c < a_.channels; ++c) {
+      const float* from = row.channel(row.channels == 1 ? 0 : c);
+      float* x = line_;
       const auto over = static_cast<float>(1 / a_.std[c]), mean = static_cast<float>(a_.mean[c]);
       const int64_t at = image * a_.image + c * a_.channel + i * a_.row;
       float* direct = static_cast<float*>(a_.out) + at;
       if (streams_ && !erased && reinterpret_cast<uintptr_t>(direct) % sizeof(vf) == 0) {
-        for (int64_t k = 0; k < row.length; k += kLanes) stream(direct + k, (load(x + k) - set(mean)) * over);
+        for (int64_t k = 0; k < row.length; k += kLanes) stream(direct + k, (load(from + k) - set(mean)) * over);
         continue;
       }
-      for (int64_t k = 0; k < row.length; k += kLanes) store(x + k, (load(x + k) - set(mean)) * over);
+      for (int64_t k = 0; k < row.length; k += kLanes) store(x + k, (load(from + k) - set(mean)) * over);
       if (erased) std::fill_n(x + left, erased, static_cast<float>(a_.erase_value));
       switch (a_.output) {
         case Pixel::float32:
@@ -200,7 +205,7 @@ class Worker {
   Resizer resizer_;
   Blur blur_;
   Mover mover_;
-  float* planes_;
+  float *planes_, *line_;  // [height, row], [length]
 };
 
 }  // namespace

@@ -108,6 +108,7 @@ class Colours {
   }
 
   bool has_contrast() const { return contrast_ < count_; }
+  bool ends_grey() const { return count_ > 0 && kind_[count_ - 1] == kGrey; }
   void before_contrast(const Row& row) { run(row, 0, contrast_, 0); }
   void from_contrast(const Row& row, double mean) { run(row, contrast_, count_, mean); }
 
