@@ -99,16 +99,24 @@ def torchvision_transform(recipe: Recipe) -> Callable[[Image.Image], Image.Image
     from torchvision.transforms import InterpolationMode, v2
 
     bilinear, r = InterpolationMode.BILINEAR, recipe
+    whole = r.scale == (1, 1) and r.ratio == (1, 1)
+    crop = v2.Resize(r.size) if whole else v2.RandomResizedCrop(r.size, r.scale, r.ratio, bilinear)
     steps = (
-        (1.0, v2.RandomResizedCrop(r.size, r.scale, r.ratio, bilinear)),
+        (1.0, crop),
         (r.horizontal_flip, v2.RandomHorizontalFlip(r.horizontal_flip)),
-        (r.affine, v2.RandomApply([v2.RandomAffine(r.degrees, r.translate, r.zoom, r.shear, bilinear)], r.affine)),
-        (r.jitter, v2.RandomApply([v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue)], r.jitter)),
+        (r.affine, v2.RandomAffine(r.degrees, r.translate, r.zoom, r.shear, bilinear)),
+        (r.jitter, v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue)),
         (r.grey, v2.RandomGrayscale(r.grey)),
         (r.blur, v2.RandomApply([v2.GaussianBlur(r.taps(), r.sigma)], r.blur)),
         (r.solarize, v2.RandomSolarize(255 * r.threshold, r.solarize)),
     )
-    return v2.Compose([step for probability, step in steps if probability])
+    # Which draw whether by themselves; a blur that is certain too, as in the runs of older checkpoints.
+    own = (v2.RandomHorizontalFlip, v2.RandomGrayscale, v2.RandomSolarize, v2.RandomApply)
+
+    def applied(probability: float, step: torch.nn.Module) -> torch.nn.Module:
+        return step if probability == 1 or isinstance(step, own) else v2.RandomApply([step], probability)
+
+    return v2.Compose([applied(probability, step) for probability, step in steps if probability])
 
 
 @contextlib.contextmanager
