@@ -57,6 +57,17 @@ def test_each_operation(operation: str, dtype: torch.dtype, kernels: ModuleType)
     check_both(kernels, pictures([(40, 50)] * 3, dtype), parameters)
 
 
+def test_hue_beside_edges(kernels: ModuleType) -> None:
+    """A cubic filter overshoots beside grey and red on black: channels above 1 and below 0, equal ones too."""
+    images = torch.zeros(4, 3, 32, 32)
+    images[:2, :, 8:24, 8:24] = 1
+    images[2:, 0, 8:24, 8:24] = 1
+    hue = torch.tensor([[False, False, False, True]] * 4)
+    factors = torch.tensor([[1.0, 1.0, 1.0, shift] for shift in (0.05, -0.4, 0.3, 0.45)])
+    fields = {"jitter": hue, "factors": factors, "interpolation": "bicubic", "antialias": False}
+    check_both(kernels, images, plain([(32, 32)] * 4, 48, **fields))
+
+
 # Both sides of a block's 8 and 32 rows, and 32 columns.
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 31), (8, 32), (9, 33), (33, 33), (65, 40)], ids=str)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
