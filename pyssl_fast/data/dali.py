@@ -84,8 +84,8 @@ class DALILoader:
             an image less than others repeat one from the beginning of the order.
         dtype: of the views: uint8 or floating-point.
         on_error: of an image that cannot be read: "raise" a DataError that names it; "skip" warns once per image,
-            leaves it out from then on, and puts the next of the order in its place, after the last one the first:
-            batches stay full, and ranks in step.
+            leaves it out from then on, and puts the next of the order in its place, after the last one the first,
+            where a rank has none left another rank's: batches stay full, and ranks in step.
         threads: DALI's, and as many that read files.
         prefetch: batches that are decoded ahead.
         augment: "pyssl_fast"; or "dali": the same crops, flips and factors by DALI's operators, rounded to uint8 after
@@ -231,38 +231,41 @@ class DALILoader:
                     if mine != self._iteration:
                         raise RuntimeError("this iteration is over: another one was begun, or the loader was closed")
             except _Unreadable as error:
-                self._leave_out(error, order)
+                self._leave_out(error)
             finally:
                 decoding.close()
 
-    def _order(self) -> list[int]:
-        """The images of this rank; behind those of its batches what may take the place of one that cannot be read."""
+    def _order(self) -> npt.NDArray[np.int64]:
+        """All ranks' images; behind those of their batches what may take the place of one that cannot be read."""
         count = len(self.images)
         shuffled = np.random.default_rng((self.seed, self._epoch)).permutation
         order = shuffled(count) if self.shuffle else np.arange(count)
         if not self.drop_last:
             order = np.resize(order, self._per_rank * self.world_size)  # repeats from the beginning
-        return order[self.rank :: self.world_size].tolist()
+        return order
 
-    def _plan(self, order: list[int]) -> Iterator[_Planned]:
+    def _plan(self, order: npt.NDArray[np.int64]) -> Iterator[_Planned]:
+        mine = order[self.rank :: self.world_size].tolist()
+        if self._unreadable.issuperset(mine):  # the others' then, for ranks to stay in step
+            mine = np.roll(order, -self.rank).tolist()
+        if self._unreadable.issuperset(mine):
+            raise DataError(f"none of the {len(self.images)} images can be read")
         cursor = self._cursor
         for number in range(self._batches, len(self)):
             size = min(self.batch_size, self._per_rank - number * self.batch_size)
             indices: list[int] = []
             while len(indices) < size:
-                index = order[cursor % len(order)]
+                index = mine[cursor % len(mine)]
                 cursor += 1
                 if index not in self._unreadable:
                     indices.append(index)
             yield _Planned(indices, cursor)
 
-    def _leave_out(self, error: _Unreadable, order: list[int]) -> None:
+    def _leave_out(self, error: _Unreadable) -> None:
         if self.on_error == "raise":
             raise DataError(error.message) from error.__cause__
         warnings.warn(f"{error.message}; it is left out", stacklevel=3)
         self._unreadable.add(error.index)
-        if self._unreadable.issuperset(order):
-            raise DataError(f"none of the {len(order)} images can be read; the last one: {error.message}")
 
     def _read(self, plan: Iterator[_Planned]) -> Iterator[tuple[_Planned, list[Bytes]]]:
         """Each batch's files; the next one's are read meanwhile."""

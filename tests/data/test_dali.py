@@ -336,6 +336,48 @@ def test_no_readable_image_is_an_error(files):
         list(DALILoader(files, CROPS, 3, on_error="skip"))
 
 
+@pytest.mark.filterwarnings("ignore:cannot read the image")
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_rank_without_readable_images_takes_the_others(files, shuffle, drop_last):
+    for path in files[1:6:2]:
+        spoil(path, BROKEN["text"][0])
+    options = {"on_error": "skip", "world_size": 2, "shuffle": shuffle, "drop_last": drop_last}
+    ranks = [DALILoader(files[:6], CROPS, 1, rank=rank, **options) for rank in range(2)]
+    fresh = DALILoader(files[:6], CROPS, 1, rank=1, **options)
+    for _ in range(8):  # in some of these orders, and in the source's, a rank has the three broken ones
+        for rank in ranks:
+            assert len(batches := list(rank)) == 3
+            assert set(seen(batches)) <= {0, 2, 4}
+    fresh.load_state_dict(ranks[1].state_dict())
+    assert equal(list(fresh), list(ranks[1]))
+
+
+@pytest.mark.filterwarnings("ignore:cannot read the image")
+def test_a_rank_without_readable_images_goes_on_after_a_loaded_state(files):
+    def loader():
+        return DALILoader(files[:6], CROPS, 1, on_error="skip", rank=1, world_size=2, shuffle=False)
+
+    for path in files[1:6:2]:
+        spoil(path, BROKEN["text"][0])
+    expected = list(loader())
+    assert seen(expected) == [2, 4, 0]  # the order from this rank's first image on
+    for handed_out in range(1, 3):
+        batches = iter(broken := loader())
+        for _ in range(handed_out):
+            next(batches)
+        resumed = loader()
+        resumed.load_state_dict(broken.state_dict())
+        assert equal(list(resumed), expected[handed_out:])
+
+
+def test_a_loaded_state_without_readable_images_is_an_error(files):
+    loader = DALILoader(files, CROPS, 3, on_error="skip")
+    loader.load_state_dict({**loader.state_dict(), "unreadable": list(range(13))})
+    with pytest.raises(DataError, match="none of the 13 images can be read"):
+        list(loader)
+
+
 def test_an_unreadable_member_is_named_with_its_archive(tmp_path):
     raw = io.BytesIO()
     photograph(60, 40).save(raw, "JPEG")
