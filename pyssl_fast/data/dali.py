@@ -171,8 +171,9 @@ class DALILoader:
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """The next `for` is that epoch, from its beginning."""
+        """End an iteration under way; the next `for` is that epoch, from its beginning."""
         check_count("epoch", epoch, 0)
+        self.close()
         self._epoch = epoch
         self._batches = self._cursor = 0  # handed out; the place in the order that follows
         self._begun = False
@@ -188,7 +189,10 @@ class DALILoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next `for` goes on there. Raises ValueError for the state of a loader with other batches."""
+        """End an iteration under way; the next `for` goes on there.
+
+        Raises ValueError for the state of a loader with other batches.
+        """
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ValueError(f"state must be of a loader with {name} = {value}; got {state.get(name)}")
@@ -214,11 +218,10 @@ class DALILoader:
         self.close()
 
     def __iter__(self) -> Iterator[DALIBatch]:
-        self.close()
-        mine = self._iteration
         if self._begun:
             self.set_epoch(self._epoch + 1)
         self._begun = True
+        mine = self._iteration
         order = self._order()
         while self._batches < len(self):
             # Planned anew, from the last batch that was handed out, when an image turns out to be unreadable.
@@ -229,7 +232,7 @@ class DALILoader:
                     self._batches, self._cursor = self._batches + 1, planned.cursor
                     yield batch
                     if mine != self._iteration:
-                        raise RuntimeError("this iteration is over: another one was begun, or the loader was closed")
+                        raise RuntimeError("this iteration is over: another was begun or set, or the loader closed")
             except _Unreadable as error:
                 self._leave_out(error)
             finally:

@@ -506,6 +506,33 @@ def test_an_iteration_ends_with_the_next_one_or_with_the_loader(folder):
     assert threading.active_count() == alone
 
 
+@pytest.mark.parametrize("handed_out", [1, 6])
+@pytest.mark.parametrize("how", ["set_epoch", "load_state_dict"])
+def test_an_iteration_ends_where_another_place_is_set(folder, how, handed_out):
+    alone = threading.active_count()
+    loader = DALILoader(folder, CROPS, 2)
+    state = loader.state_dict()
+    expected = list(loader)
+    running = iter(loader)
+    for _ in range(handed_out):
+        next(running)
+    loader.set_epoch(0) if how == "set_epoch" else loader.load_state_dict(state)
+    assert threading.active_count() == alone
+    with pytest.raises(RuntimeError, match="this iteration is over"):
+        next(running)
+    assert loader.state_dict() == state
+    assert equal(list(loader), expected)
+
+
+def test_a_wrong_epoch_does_not_end_an_iteration(folder):
+    loader = DALILoader(folder, CROPS, 2)
+    running = iter(loader)
+    next(running)
+    with pytest.raises(ValueError, match="epoch must be 0 or more"):
+        loader.set_epoch(-1)
+    assert len(list(running)) == 5
+
+
 def test_random_numbers_of_the_process_are_left_alone(folder):
     torch.manual_seed(5)
     np.random.seed(5)
