@@ -179,7 +179,7 @@ class DALILoader:
         self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on behind the last batch that was handed out: plain numbers."""
+        """What `load_state_dict` needs to go on behind the last batch that was handed out: plain numbers and text."""
         return {
             **self._identity(),
             "epoch": self._epoch,
@@ -191,20 +191,45 @@ class DALILoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """End an iteration under way; the next `for` goes on there.
 
-        Raises ValueError for the state of a loader with other batches.
+        Raises ValueError for the state of a loader with other batches or views (the dtype may differ), and ValueError
+        or TypeError for a place that the loader does not have.
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ValueError(f"state must be of a loader with {name} = {value}; got {state.get(name)}")
-        done = state["batches"] == len(self)
-        self.set_epoch(state["epoch"] + done)
+        place: list[Any] = [state.get(name) for name in ("epoch", "batches", "cursor", "unreadable")]
+        epoch, batches, cursor, unreadable = place
+        if not isinstance(unreadable, (list, tuple)):
+            raise TypeError(f"unreadable must be a list; got {type(unreadable).__name__}")
+        for name, value in (
+            *(("epoch", epoch), ("batches", batches), ("cursor", cursor)),
+            *(("unreadable", index) for index in unreadable),
+        ):
+            check_count(name, value, 0)
+        handed_out = min(batches * self.batch_size, self._per_rank)
+        for name, value, low, high in (
+            ("batches", batches, 0, len(self)),
+            # Each image may have been looked for through a whole order.
+            ("cursor", cursor, handed_out, handed_out * max(len(self.images), self._per_rank * self.world_size)),
+            *(("unreadable", index, 0, len(self.images) - 1) for index in unreadable),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be {low} to {high}; got {value}")
+        done = batches == len(self)
+        self.set_epoch(epoch + done)
         if not done:
-            self._batches, self._cursor = state["batches"], state["cursor"]
-        self._unreadable = set(state["unreadable"])
+            self._batches, self._cursor = batches, cursor
+        self._unreadable = set(unreadable)
 
     def _identity(self) -> dict[str, Any]:
-        names = ("batch_size", "seed", "shuffle", "rank", "world_size", "drop_last")
-        return {"images": len(self.images), **{name: getattr(self, name) for name in names}}
+        names = ("batch_size", "seed", "shuffle", "rank", "world_size", "drop_last", "decode_size")
+        return {
+            "images": len(self.images),
+            "source": self.images.fingerprint,
+            "views": repr(self.views),
+            "augment": "pyssl_fast" if self._dali is None else "dali",
+            **{name: getattr(self, name) for name in names},
+        }
 
     def close(self) -> None:
         """End an iteration under way, and free its threads and memory; the next `for` is another epoch."""

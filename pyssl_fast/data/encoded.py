@@ -7,13 +7,14 @@ import os
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pyssl_fast.data.images import DataError, Labels
+from pyssl_fast.data.images import DataError, Labels, _digest
 from pyssl_fast.data.sources import class_folders
 
 Source = str | Path | Sequence[str | Path] | Sequence[tuple[str | Path, int]]
@@ -48,6 +49,11 @@ class EncodedImages:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of places and labels."""
+        return _digest("\0".join(str(part) for place in self.places for part in place), self.labels)
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         """The bytes of image `index`. Raises DataError when there are none, or fewer than the archive says."""

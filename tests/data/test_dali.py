@@ -26,6 +26,12 @@ CROPS = Recipe(size=(24, 24), horizontal_flip=0.5, mean=(), std=())
 WHOLE = Recipe(size=(30, 40), scale=(1.0, 1.0), ratio=(1.0, 1.0), mean=(), std=())
 
 
+DALI_STATE = {
+    *("images", "source", "views", "augment", "batch_size", "seed", "shuffle", "rank", "world_size", "drop_last"),
+    *("decode_size", "epoch", "batches", "cursor", "unreadable"),
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
@@ -165,11 +171,57 @@ def test_a_loaded_state_goes_on_with_the_next_batch(folder, handed_out, engine):
     assert equal(rest, expected[handed_out:])
 
 
-def test_a_state_of_other_batches_is_refused(folder):
-    state = DALILoader(folder, CROPS, 4).state_dict()
-    for options in ({"batch_size": 5}, {"batch_size": 4, "seed": 1}, {"batch_size": 4, "world_size": 2}):
-        with pytest.raises(ValueError, match="state must be of a loader with"):
-            DALILoader(folder, CROPS, **options).load_state_dict(state)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"batch_size": 5}, {"seed": 1}, {"shuffle": False}, {"rank": 1}, {"world_size": 3}, {"drop_last": False}),
+        *({"decode_size": 40}, {"augment": "dali"}, {"recipe": WHOLE}),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_state_of_other_batches_is_refused(folder, options):
+    same = {"source": folder, "recipe": CROPS, "batch_size": 4, "world_size": 2}
+    name = {"recipe": "views"}.get(*options, *options)
+    with pytest.raises(ValueError, match=f"state must be of a loader with {name} = "):
+        DALILoader(**{**same, **options}).load_state_dict(DALILoader(**same).state_dict())
+
+
+def test_a_state_of_other_images_or_labels_is_refused(folder):
+    paths = sorted(folder.rglob("*.jpg"))
+    state = DALILoader(paths, CROPS, 4).state_dict()
+    for source, name in ((paths[1:], "images"), (paths[::-1], "source"), ([(path, 1) for path in paths], "source")):
+        with pytest.raises(ValueError, match=f"state must be of a loader with {name} = "):
+            DALILoader(source, CROPS, 4).load_state_dict(state)
+    DALILoader(paths, CROPS, 4, dtype=torch.uint8).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("epoch", -1), ("epoch", None), ("batches", -1), ("batches", 4), ("batches", 1.0), ("cursor", -1)),
+        *(("cursor", 3), ("cursor", 53), ("cursor", "4"), ("unreadable", [13]), ("unreadable", [-1])),
+        *(("unreadable", ["a"]), ("unreadable", None)),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused(folder, name, value):
+    loader = DALILoader(folder, CROPS, 4)
+    next(iter(loader))
+    state = loader.state_dict()
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be "):
+        loader.load_state_dict({**state, name: value})
+    assert loader.state_dict() == state
+
+
+@pytest.mark.parametrize("name", sorted(DALI_STATE))
+def test_a_state_without_one_of_its_keys_is_refused(folder, name):
+    loader = DALILoader(folder, CROPS, 4)
+    state = loader.state_dict()
+    assert state.keys() == DALI_STATE
+    del state[name]
+    if name == "decode_size":  # None here
+        loader = DALILoader(folder, CROPS, 4, decode_size=40)
+    with pytest.raises((TypeError, ValueError), match=f"{name} (must be|= )"):
+        loader.load_state_dict(state)
 
 
 def test_archives_give_what_their_files_give(folder, tmp_path):
