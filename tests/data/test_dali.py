@@ -290,6 +290,17 @@ def test_views_come_in_the_dtype_asked_for(folder, dtype, engine):
     assert (view.float() / (255 if dtype == torch.uint8 else 1) - exact).abs().max() <= bound + 1e-6
 
 
+def test_normalised_views_of_dali_are_cut_off_at_the_ends_of_uint8(folder):
+    recipe = dataclasses.replace(CROPS, mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
+    exact, view = (
+        next(iter(DALILoader(folder, recipe, 6, augment="dali", dtype=dtype))).views[0]
+        for dtype in (torch.float32, torch.uint8)
+    )
+    assert exact.min() < 0 and exact.max() > 1
+    assert (view.min(), view.max()) == (0, 255)
+    assert torch.equal(view, (exact.double() * 255).round().clamp(0, 255).to(torch.uint8))
+
+
 def test_decode_size_scales_large_images_alone(tmp_path):
     sizes = [(80, 50), (50, 80), (30, 40), (20, 200), (35, 36)]
     for number, (width, height) in enumerate(sizes):
