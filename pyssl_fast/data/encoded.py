@@ -82,8 +82,10 @@ def open_source(source: Source) -> EncodedImages:
             ("shards/*.tar"), in WebDataset's layout: x.jpg (.jpeg, .png) beside x.cls, its class number in digits.
 
     Raises:
-        TypeError: it is nothing of all this.
-        DataError: there are no images, an archive is damaged or compressed, or some images have labels and others none.
+        TypeError: it is nothing of all this, or an entry of a list is neither a file nor a pair.
+        ValueError: a label of more than 64 bits.
+        DataError: there are no images, a list holds a folder, an archive is damaged or compressed, or some images have
+            labels and others none.
     """
     if isinstance(source, (str, Path)):
         where = os.path.expanduser(source)
@@ -96,23 +98,36 @@ def open_source(source: Source) -> EncodedImages:
         if not archives:
             raise DataError(f"there is no archive {source}")
         return _archives(archives)
-    if not isinstance(source, Sequence) or not all(isinstance(x, (str, Path, tuple)) for x in source):
+    if not isinstance(source, Sequence):
         raise TypeError(f"source must be a folder, a list of files or .tar archives; got {type(source).__name__}")
     if len(source) == 0:
         raise DataError("source must hold files; got an empty list")
-    pairs = [x if isinstance(x, tuple) else (x, None) for x in source]
+    pairs = [_pair(entry) for entry in source]
     labels = [label for _, label in pairs if label is not None]
     if len(labels) not in (0, len(pairs)):
         raise DataError(
             f"source must be files, or pairs (file, label) throughout; got {len(labels)} of {len(pairs)} pairs"
         )
-    paths = [os.fspath(path) for path, _ in pairs]
+    paths = [path for path, _ in pairs]
     tars = sum(path.endswith(".tar") for path in paths)
     if tars and (tars < len(paths) or labels):
         raise DataError(f"source must be images, or .tar archives without labels; got {tars} of {len(paths)} archives")
     if tars:
         return _archives(paths)
     return EncodedImages([Place(path) for path in paths], np.array(labels, np.int64) if labels else None)
+
+
+def _pair(entry: object) -> tuple[str, int | None]:
+    """The file and the label of an entry of a list."""
+    path, label = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 0)
+    if not isinstance(path, (str, Path)) or isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+        raise TypeError(f"source must hold files, or pairs (file, label) with a whole number; got {entry!r}")
+    if not -(1 << 63) <= label < 1 << 63:
+        raise ValueError(f"source must hold labels of 64 bits; got {entry!r}")
+    where = os.path.expanduser(path)
+    if os.path.isdir(where):
+        raise DataError(f"source must be a folder, or hold files alone; got the folder {path} in a list")
+    return where, int(label) if isinstance(entry, tuple) else None
 
 
 def _archives(paths: Iterable[str]) -> EncodedImages:
