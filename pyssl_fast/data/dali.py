@@ -19,6 +19,7 @@ from torch.utils.dlpack import from_dlpack
 
 from pyssl_fast.augment import Parameters, Recipe, Views
 from pyssl_fast.augment.parameters import DTYPES, SATURATION
+from pyssl_fast.augment.sampling import check_counter
 from pyssl_fast.data.encoded import Source, open_source, unreadable
 from pyssl_fast.data.images import DataError
 from pyssl_fast.functional.checks import check_choice, check_count
@@ -77,7 +78,7 @@ class DALILoader:
         batch_size: images per batch and rank.
         device: "cpu", or the CUDA device that decodes, augments, and holds the batches; a number is a CUDA device's.
         epoch: of the first `for`, counted from 0.
-        seed: of order and views, 0 or more.
+        seed: of order and views, 0 to 2⁶³ − 1, as the epoch.
         shuffle: whether each epoch has an order of its own, or the source's.
         rank, world_size: of this process, and how many there are.
         drop_last: leave out what does not fill a batch on every rank. Else the last batch is short, and ranks that have
@@ -123,11 +124,13 @@ class DALILoader:
         if not isinstance(recipe, (Recipe, Views)):
             raise TypeError(f"recipe must be a Recipe or Views of pyssl_fast.augment; got {type(recipe).__name__}")
         for name, value, low in (
-            *(("batch_size", batch_size, 1), ("epoch", epoch, 0), ("seed", seed, 0), ("rank", rank, 0)),
-            *(("world_size", world_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 1)),
+            *(("batch_size", batch_size, 1), ("rank", rank, 0), ("world_size", world_size, 1)),
+            *(("threads", threads, 1), ("prefetch", prefetch, 1)),
             ("decode_size", 1 if decode_size is None else decode_size, 1),
         ):
             check_count(name, value, low)
+        check_counter("epoch", epoch)
+        check_counter("seed", seed)
         if rank >= world_size:
             raise ValueError(f"rank must be less than world_size = {world_size}; got {rank}")
         check_choice("on_error", on_error, ("raise", "skip"))
@@ -172,7 +175,7 @@ class DALILoader:
 
     def set_epoch(self, epoch: int) -> None:
         """End an iteration under way; the next `for` is that epoch, from its beginning."""
-        check_count("epoch", epoch, 0)
+        check_counter("epoch", epoch)
         self.close()
         self._epoch = epoch
         self._batches = self._cursor = 0  # handed out; the place in the order that follows

@@ -528,6 +528,8 @@ def test_operations_that_dalis_chain_lacks_are_named(folder, changes):
         ({"rank": 2, "world_size": 2}, ValueError, "rank must be less than world_size = 2; got 2"),
         ({"epoch": -1}, ValueError, "epoch must be 0 or more"),
         ({"seed": -1}, ValueError, "seed must be 0 or more"),
+        ({"epoch": 1 << 63}, ValueError, "epoch must be less than 2⁶³"),
+        ({"seed": 1 << 63}, ValueError, "seed must be less than 2⁶³"),
         ({"threads": 0}, ValueError, "threads must be 1 or more"),
         ({"prefetch": 0}, ValueError, "prefetch must be 1 or more"),
         ({"decode_size": 0}, ValueError, "decode_size must be 1 or more"),
