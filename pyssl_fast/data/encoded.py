@@ -74,7 +74,7 @@ def unreadable(place: Place, reason: str) -> str:
 
 
 def open_source(source: Source) -> EncodedImages:
-    """The images of a source, in a fixed order.
+    """The images of a source, in a fixed order; of folders without their GIFs, which DALI cannot decode.
 
     Args:
         source: a folder of class folders (labels in the order of their names), or of images; a list of files, or of
@@ -91,7 +91,11 @@ def open_source(source: Source) -> EncodedImages:
         where = os.path.expanduser(source)
         if os.path.isdir(where):
             images, classes = class_folders(Path(where))
-            return EncodedImages([Place(str(path)) for path in images.paths], images.labels, classes)
+            kept = [i for i, path in enumerate(images.paths) if path.suffix.lower() != ".gif"]
+            if not kept:
+                raise DataError(f"there are no images in {source} but GIFs, which are left out")
+            numbers = None if images.labels is None else images.labels[kept]
+            return EncodedImages([Place(str(images.paths[i])) for i in kept], numbers, classes)
         if not where.endswith(".tar"):
             raise DataError(f"source must be a folder, a list of files or .tar archives; there is no folder {source}")
         archives = [where] if os.path.exists(where) else sorted(glob.glob(where))

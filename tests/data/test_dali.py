@@ -453,7 +453,7 @@ def test_an_unreadable_member_is_named_with_its_archive(tmp_path):
 def test_a_format_that_dali_lacks_is_named(tmp_path):
     photograph(60, 40).convert("P").save(tmp_path / "a.gif")
     with pytest.raises(DataError, match=r"a\.gif: DALI cannot decode this GIF"):
-        list(DALILoader(tmp_path, CROPS, 1))
+        list(DALILoader([tmp_path / "a.gif"], CROPS, 1))
 
 
 def test_a_loader_goes_on_after_an_error(files):

@@ -105,6 +105,18 @@ def test_wrong_sources(source, error, message):
         open_source(source)
 
 
+def test_gifs_in_folders_are_left_out(tmp_path):
+    for name, suffix in (("cat", ".gif"), ("cat", ".png"), ("dog", ".png"), ("gifs", ".GIF")):
+        write_images(tmp_path / name, 2, suffix=suffix)
+    images = open_source(tmp_path)
+    assert [place.path.removeprefix(f"{tmp_path}/") for place in images.places] == [
+        *("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")
+    ]
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    with pytest.raises(DataError, match=r"no images in .*gifs but GIFs, which are left out"):
+        open_source(tmp_path / "gifs")
+
+
 def test_every_entry_may_begin_with_a_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.jpg").write_bytes(b"a")
