@@ -65,6 +65,7 @@ class DALILoader:
 
     Every `for` is an epoch, each time the next one. `state_dict()` counts the batches that were handed out: a loader
     with the same arguments that loads it goes on with the batch that would have come next, in mid-epoch too.
+    After an error too the next `for` is the next epoch; `load_state_dict(state_dict())` first goes on in mid-epoch.
 
     Images come as a viewer shows them: upright by their EXIF orientation, grey and CMYK as RGB, 16 bits scaled to 8;
     transparency is dropped. JPEG, PNG, WebP, BMP, TIFF and PNM are read. A JPEG that is complete, but damaged inside,
