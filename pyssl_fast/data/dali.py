@@ -19,6 +19,7 @@ from torch.utils.dlpack import from_dlpack
 
 from pyssl_fast.augment import Parameters, Recipe, Views
 from pyssl_fast.augment.parameters import DTYPES, SATURATION
+from pyssl_fast.augment.sampling import check_counter
 from pyssl_fast.data.encoded import Source, open_source, unreadable
 from pyssl_fast.data.images import DataError
 from pyssl_fast.functional.checks import check_choice, check_count
@@ -64,6 +65,7 @@ class DALILoader:
 
     Every `for` is an epoch, each time the next one. `state_dict()` counts the batches that were handed out: a loader
     with the same arguments that loads it goes on with the batch that would have come next, in mid-epoch too.
+    After an error too the next `for` is the next epoch; `load_state_dict(state_dict())` first goes on in mid-epoch.
 
     Images come as a viewer shows them: upright by their EXIF orientation, grey and CMYK as RGB, 16 bits scaled to 8;
     transparency is dropped. JPEG, PNG, WebP, BMP, TIFF and PNM are read. A JPEG that is complete, but damaged inside,
@@ -77,15 +79,15 @@ class DALILoader:
         batch_size: images per batch and rank.
         device: "cpu", or the CUDA device that decodes, augments, and holds the batches; a number is a CUDA device's.
         epoch: of the first `for`, counted from 0.
-        seed: of order and views, 0 or more.
+        seed: of order and views, 0 to 2⁶³ − 1, as the epoch.
         shuffle: whether each epoch has an order of its own, or the source's.
         rank, world_size: of this process, and how many there are.
         drop_last: leave out what does not fill a batch on every rank. Else the last batch is short, and ranks that have
             an image less than others repeat one from the beginning of the order.
         dtype: of the views: uint8 or floating-point.
         on_error: of an image that cannot be read: "raise" a DataError that names it; "skip" warns once per image,
-            leaves it out from then on, and puts the next of the order in its place, after the last one the first:
-            batches stay full, and ranks in step.
+            leaves it out from then on, and puts the next of the order in its place, after the last one the first,
+            where a rank has none left another rank's: batches stay full, and ranks in step.
         threads: DALI's, and as many that read files.
         prefetch: batches that are decoded ahead.
         augment: "pyssl_fast"; or "dali": the same crops, flips and factors by DALI's operators, rounded to uint8 after
@@ -123,11 +125,13 @@ class DALILoader:
         if not isinstance(recipe, (Recipe, Views)):
             raise TypeError(f"recipe must be a Recipe or Views of pyssl_fast.augment; got {type(recipe).__name__}")
         for name, value, low in (
-            *(("batch_size", batch_size, 1), ("epoch", epoch, 0), ("seed", seed, 0), ("rank", rank, 0)),
-            *(("world_size", world_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 1)),
+            *(("batch_size", batch_size, 1), ("rank", rank, 0), ("world_size", world_size, 1)),
+            *(("threads", threads, 1), ("prefetch", prefetch, 1)),
             ("decode_size", 1 if decode_size is None else decode_size, 1),
         ):
             check_count(name, value, low)
+        check_counter("epoch", epoch)
+        check_counter("seed", seed)
         if rank >= world_size:
             raise ValueError(f"rank must be less than world_size = {world_size}; got {rank}")
         check_choice("on_error", on_error, ("raise", "skip"))
@@ -171,14 +175,15 @@ class DALILoader:
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """The next `for` is that epoch, from its beginning."""
-        check_count("epoch", epoch, 0)
+        """End an iteration under way; the next `for` is that epoch, from its beginning."""
+        check_counter("epoch", epoch)
+        self.close()
         self._epoch = epoch
         self._batches = self._cursor = 0  # handed out; the place in the order that follows
         self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on behind the last batch that was handed out: plain numbers."""
+        """What `load_state_dict` needs to go on behind the last batch that was handed out: plain numbers and text."""
         return {
             **self._identity(),
             "epoch": self._epoch,
@@ -188,19 +193,47 @@ class DALILoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next `for` goes on there. Raises ValueError for the state of a loader with other batches."""
+        """End an iteration under way; the next `for` goes on there.
+
+        Raises ValueError for the state of a loader with other batches or views (the dtype may differ), and ValueError
+        or TypeError for a place that the loader does not have.
+        """
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ValueError(f"state must be of a loader with {name} = {value}; got {state.get(name)}")
-        done = state["batches"] == len(self)
-        self.set_epoch(state["epoch"] + done)
+        place: list[Any] = [state.get(name) for name in ("epoch", "batches", "cursor", "unreadable")]
+        epoch, batches, cursor, unreadable = place
+        if not isinstance(unreadable, (list, tuple)):
+            raise TypeError(f"unreadable must be a list; got {type(unreadable).__name__}")
+        for name, value in (
+            *(("epoch", epoch), ("batches", batches), ("cursor", cursor)),
+            *(("unreadable", index) for index in unreadable),
+        ):
+            check_count(name, value, 0)
+        handed_out = min(batches * self.batch_size, self._per_rank)
+        for name, value, low, high in (
+            ("batches", batches, 0, len(self)),
+            # Each image may have been looked for through a whole order.
+            ("cursor", cursor, handed_out, handed_out * max(len(self.images), self._per_rank * self.world_size)),
+            *(("unreadable", index, 0, len(self.images) - 1) for index in unreadable),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be {low} to {high}; got {value}")
+        done = batches == len(self)
+        self.set_epoch(epoch + done)
         if not done:
-            self._batches, self._cursor = state["batches"], state["cursor"]
-        self._unreadable = set(state["unreadable"])
+            self._batches, self._cursor = batches, cursor
+        self._unreadable = set(unreadable)
 
     def _identity(self) -> dict[str, Any]:
-        names = ("batch_size", "seed", "shuffle", "rank", "world_size", "drop_last")
-        return {"images": len(self.images), **{name: getattr(self, name) for name in names}}
+        names = ("batch_size", "seed", "shuffle", "rank", "world_size", "drop_last", "decode_size")
+        return {
+            "images": len(self.images),
+            "source": self.images.fingerprint,
+            "views": repr(self.views),
+            "augment": "pyssl_fast" if self._dali is None else "dali",
+            **{name: getattr(self, name) for name in names},
+        }
 
     def close(self) -> None:
         """End an iteration under way, and free its threads and memory; the next `for` is another epoch."""
@@ -214,11 +247,10 @@ class DALILoader:
         self.close()
 
     def __iter__(self) -> Iterator[DALIBatch]:
-        self.close()
-        mine = self._iteration
         if self._begun:
             self.set_epoch(self._epoch + 1)
         self._begun = True
+        mine = self._iteration
         order = self._order()
         while self._batches < len(self):
             # Planned anew, from the last batch that was handed out, when an image turns out to be unreadable.
@@ -229,40 +261,43 @@ class DALILoader:
                     self._batches, self._cursor = self._batches + 1, planned.cursor
                     yield batch
                     if mine != self._iteration:
-                        raise RuntimeError("this iteration is over: another one was begun, or the loader was closed")
+                        raise RuntimeError("this iteration is over: another was begun or set, or the loader closed")
             except _Unreadable as error:
-                self._leave_out(error, order)
+                self._leave_out(error)
             finally:
                 decoding.close()
 
-    def _order(self) -> list[int]:
-        """The images of this rank; behind those of its batches what may take the place of one that cannot be read."""
+    def _order(self) -> npt.NDArray[np.int64]:
+        """All ranks' images; behind those of their batches what may take the place of one that cannot be read."""
         count = len(self.images)
         shuffled = np.random.default_rng((self.seed, self._epoch)).permutation
         order = shuffled(count) if self.shuffle else np.arange(count)
         if not self.drop_last:
             order = np.resize(order, self._per_rank * self.world_size)  # repeats from the beginning
-        return order[self.rank :: self.world_size].tolist()
+        return order
 
-    def _plan(self, order: list[int]) -> Iterator[_Planned]:
+    def _plan(self, order: npt.NDArray[np.int64]) -> Iterator[_Planned]:
+        mine = order[self.rank :: self.world_size].tolist()
+        if self._unreadable.issuperset(mine):  # the others' then, for ranks to stay in step
+            mine = np.roll(order, -self.rank).tolist()
+        if self._unreadable.issuperset(mine):
+            raise DataError(f"none of the {len(self.images)} images can be read")
         cursor = self._cursor
         for number in range(self._batches, len(self)):
             size = min(self.batch_size, self._per_rank - number * self.batch_size)
             indices: list[int] = []
             while len(indices) < size:
-                index = order[cursor % len(order)]
+                index = mine[cursor % len(mine)]
                 cursor += 1
                 if index not in self._unreadable:
                     indices.append(index)
             yield _Planned(indices, cursor)
 
-    def _leave_out(self, error: _Unreadable, order: list[int]) -> None:
+    def _leave_out(self, error: _Unreadable) -> None:
         if self.on_error == "raise":
             raise DataError(error.message) from error.__cause__
         warnings.warn(f"{error.message}; it is left out", stacklevel=3)
         self._unreadable.add(error.index)
-        if self._unreadable.issuperset(order):
-            raise DataError(f"none of the {len(order)} images can be read; the last one: {error.message}")
 
     def _read(self, plan: Iterator[_Planned]) -> Iterator[tuple[_Planned, list[Bytes]]]:
         """Each batch's files; the next one's are read meanwhile."""

@@ -7,13 +7,14 @@ import os
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pyssl_fast.data.images import DataError, Labels
+from pyssl_fast.data.images import DataError, Labels, _digest
 from pyssl_fast.data.sources import class_folders
 
 Source = str | Path | Sequence[str | Path] | Sequence[tuple[str | Path, int]]
@@ -49,6 +50,11 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.places)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of places and labels."""
+        return _digest("\0".join(str(part) for place in self.places for part in place), self.labels)
+
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         """The bytes of image `index`. Raises DataError when there are none, or fewer than the archive says."""
         place = self.places[index]
@@ -68,7 +74,7 @@ def unreadable(place: Place, reason: str) -> str:
 
 
 def open_source(source: Source) -> EncodedImages:
-    """The images of a source, in a fixed order.
+    """The images of a source, in a fixed order; of folders without their GIFs, which DALI cannot decode.
 
     Args:
         source: a folder of class folders (labels in the order of their names), or of images; a list of files, or of
@@ -76,37 +82,56 @@ def open_source(source: Source) -> EncodedImages:
             ("shards/*.tar"), in WebDataset's layout: x.jpg (.jpeg, .png) beside x.cls, its class number in digits.
 
     Raises:
-        TypeError: it is nothing of all this.
-        DataError: there are no images, an archive is damaged or compressed, or some images have labels and others none.
+        TypeError: it is nothing of all this, or an entry of a list is neither a file nor a pair.
+        ValueError: a label of more than 64 bits.
+        DataError: there are no images, a list holds a folder, an archive is damaged or compressed, or some images have
+            labels and others none.
     """
     if isinstance(source, (str, Path)):
         where = os.path.expanduser(source)
         if os.path.isdir(where):
             images, classes = class_folders(Path(where))
-            return EncodedImages([Place(str(path)) for path in images.paths], images.labels, classes)
+            kept = [i for i, path in enumerate(images.paths) if path.suffix.lower() != ".gif"]
+            if not kept:
+                raise DataError(f"there are no images in {source} but GIFs, which are left out")
+            numbers = None if images.labels is None else images.labels[kept]
+            return EncodedImages([Place(str(images.paths[i])) for i in kept], numbers, classes)
         if not where.endswith(".tar"):
             raise DataError(f"source must be a folder, a list of files or .tar archives; there is no folder {source}")
         archives = [where] if os.path.exists(where) else sorted(glob.glob(where))
         if not archives:
             raise DataError(f"there is no archive {source}")
         return _archives(archives)
-    if not isinstance(source, Sequence) or not all(isinstance(x, (str, Path, tuple)) for x in source):
+    if not isinstance(source, Sequence):
         raise TypeError(f"source must be a folder, a list of files or .tar archives; got {type(source).__name__}")
     if len(source) == 0:
         raise DataError("source must hold files; got an empty list")
-    pairs = [x if isinstance(x, tuple) else (x, None) for x in source]
+    pairs = [_pair(entry) for entry in source]
     labels = [label for _, label in pairs if label is not None]
     if len(labels) not in (0, len(pairs)):
         raise DataError(
             f"source must be files, or pairs (file, label) throughout; got {len(labels)} of {len(pairs)} pairs"
         )
-    paths = [os.fspath(path) for path, _ in pairs]
+    paths = [path for path, _ in pairs]
     tars = sum(path.endswith(".tar") for path in paths)
     if tars and (tars < len(paths) or labels):
         raise DataError(f"source must be images, or .tar archives without labels; got {tars} of {len(paths)} archives")
     if tars:
         return _archives(paths)
     return EncodedImages([Place(path) for path in paths], np.array(labels, np.int64) if labels else None)
+
+
+def _pair(entry: object) -> tuple[str, int | None]:
+    """The file and the label of an entry of a list."""
+    path, label = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 0)
+    if not isinstance(path, (str, Path)) or isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+        raise TypeError(f"source must hold files, or pairs (file, label) with a whole number; got {entry!r}")
+    if not -(1 << 63) <= label < 1 << 63:
+        raise ValueError(f"source must hold labels of 64 bits; got {entry!r}")
+    where = os.path.expanduser(path)
+    if os.path.isdir(where):
+        raise DataError(f"source must be a folder, or hold files alone; got the folder {path} in a list")
+    return where, int(label) if isinstance(entry, tuple) else None
 
 
 def _archives(paths: Iterable[str]) -> EncodedImages:

@@ -26,6 +26,12 @@ CROPS = Recipe(size=(24, 24), horizontal_flip=0.5, mean=(), std=())
 WHOLE = Recipe(size=(30, 40), scale=(1.0, 1.0), ratio=(1.0, 1.0), mean=(), std=())
 
 
+DALI_STATE = {
+    *("images", "source", "views", "augment", "batch_size", "seed", "shuffle", "rank", "world_size", "drop_last"),
+    *("decode_size", "epoch", "batches", "cursor", "unreadable"),
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
@@ -165,11 +171,57 @@ def test_a_loaded_state_goes_on_with_the_next_batch(folder, handed_out, engine):
     assert equal(rest, expected[handed_out:])
 
 
-def test_a_state_of_other_batches_is_refused(folder):
-    state = DALILoader(folder, CROPS, 4).state_dict()
-    for options in ({"batch_size": 5}, {"batch_size": 4, "seed": 1}, {"batch_size": 4, "world_size": 2}):
-        with pytest.raises(ValueError, match="state must be of a loader with"):
-            DALILoader(folder, CROPS, **options).load_state_dict(state)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"batch_size": 5}, {"seed": 1}, {"shuffle": False}, {"rank": 1}, {"world_size": 3}, {"drop_last": False}),
+        *({"decode_size": 40}, {"augment": "dali"}, {"recipe": WHOLE}),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_state_of_other_batches_is_refused(folder, options):
+    same = {"source": folder, "recipe": CROPS, "batch_size": 4, "world_size": 2}
+    name = {"recipe": "views"}.get(*options, *options)
+    with pytest.raises(ValueError, match=f"state must be of a loader with {name} = "):
+        DALILoader(**{**same, **options}).load_state_dict(DALILoader(**same).state_dict())
+
+
+def test_a_state_of_other_images_or_labels_is_refused(folder):
+    paths = sorted(folder.rglob("*.jpg"))
+    state = DALILoader(paths, CROPS, 4).state_dict()
+    for source, name in ((paths[1:], "images"), (paths[::-1], "source"), ([(path, 1) for path in paths], "source")):
+        with pytest.raises(ValueError, match=f"state must be of a loader with {name} = "):
+            DALILoader(source, CROPS, 4).load_state_dict(state)
+    DALILoader(paths, CROPS, 4, dtype=torch.uint8).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("epoch", -1), ("epoch", None), ("batches", -1), ("batches", 4), ("batches", 1.0), ("cursor", -1)),
+        *(("cursor", 3), ("cursor", 53), ("cursor", "4"), ("unreadable", [13]), ("unreadable", [-1])),
+        *(("unreadable", ["a"]), ("unreadable", None)),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused(folder, name, value):
+    loader = DALILoader(folder, CROPS, 4)
+    next(iter(loader))
+    state = loader.state_dict()
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be "):
+        loader.load_state_dict({**state, name: value})
+    assert loader.state_dict() == state
+
+
+@pytest.mark.parametrize("name", sorted(DALI_STATE))
+def test_a_state_without_one_of_its_keys_is_refused(folder, name):
+    loader = DALILoader(folder, CROPS, 4)
+    state = loader.state_dict()
+    assert state.keys() == DALI_STATE
+    del state[name]
+    if name == "decode_size":  # None here
+        loader = DALILoader(folder, CROPS, 4, decode_size=40)
+    with pytest.raises((TypeError, ValueError), match=f"{name} (must be|= )"):
+        loader.load_state_dict(state)
 
 
 def test_archives_give_what_their_files_give(folder, tmp_path):
@@ -236,6 +288,17 @@ def test_views_come_in_the_dtype_asked_for(folder, dtype, engine):
     assert view.dtype == dtype
     bound = {torch.uint8: 0.5 / 255, torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float64: 0}[dtype]
     assert (view.float() / (255 if dtype == torch.uint8 else 1) - exact).abs().max() <= bound + 1e-6
+
+
+def test_normalised_views_of_dali_are_cut_off_at_the_ends_of_uint8(folder):
+    recipe = dataclasses.replace(CROPS, mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
+    exact, view = (
+        next(iter(DALILoader(folder, recipe, 6, augment="dali", dtype=dtype))).views[0]
+        for dtype in (torch.float32, torch.uint8)
+    )
+    assert exact.min() < 0 and exact.max() > 1
+    assert (view.min(), view.max()) == (0, 255)
+    assert torch.equal(view, (exact.double() * 255).round().clamp(0, 255).to(torch.uint8))
 
 
 def test_decode_size_scales_large_images_alone(tmp_path):
@@ -336,6 +399,48 @@ def test_no_readable_image_is_an_error(files):
         list(DALILoader(files, CROPS, 3, on_error="skip"))
 
 
+@pytest.mark.filterwarnings("ignore:cannot read the image")
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_rank_without_readable_images_takes_the_others(files, shuffle, drop_last):
+    for path in files[1:6:2]:
+        spoil(path, BROKEN["text"][0])
+    options = {"on_error": "skip", "world_size": 2, "shuffle": shuffle, "drop_last": drop_last}
+    ranks = [DALILoader(files[:6], CROPS, 1, rank=rank, **options) for rank in range(2)]
+    fresh = DALILoader(files[:6], CROPS, 1, rank=1, **options)
+    for _ in range(8):  # in some of these orders, and in the source's, a rank has the three broken ones
+        for rank in ranks:
+            assert len(batches := list(rank)) == 3
+            assert set(seen(batches)) <= {0, 2, 4}
+    fresh.load_state_dict(ranks[1].state_dict())
+    assert equal(list(fresh), list(ranks[1]))
+
+
+@pytest.mark.filterwarnings("ignore:cannot read the image")
+def test_a_rank_without_readable_images_goes_on_after_a_loaded_state(files):
+    def loader():
+        return DALILoader(files[:6], CROPS, 1, on_error="skip", rank=1, world_size=2, shuffle=False)
+
+    for path in files[1:6:2]:
+        spoil(path, BROKEN["text"][0])
+    expected = list(loader())
+    assert seen(expected) == [2, 4, 0]  # the order from this rank's first image on
+    for handed_out in range(1, 3):
+        batches = iter(broken := loader())
+        for _ in range(handed_out):
+            next(batches)
+        resumed = loader()
+        resumed.load_state_dict(broken.state_dict())
+        assert equal(list(resumed), expected[handed_out:])
+
+
+def test_a_loaded_state_without_readable_images_is_an_error(files):
+    loader = DALILoader(files, CROPS, 3, on_error="skip")
+    loader.load_state_dict({**loader.state_dict(), "unreadable": list(range(13))})
+    with pytest.raises(DataError, match="none of the 13 images can be read"):
+        list(loader)
+
+
 def test_an_unreadable_member_is_named_with_its_archive(tmp_path):
     raw = io.BytesIO()
     photograph(60, 40).save(raw, "JPEG")
@@ -348,7 +453,7 @@ def test_an_unreadable_member_is_named_with_its_archive(tmp_path):
 def test_a_format_that_dali_lacks_is_named(tmp_path):
     photograph(60, 40).convert("P").save(tmp_path / "a.gif")
     with pytest.raises(DataError, match=r"a\.gif: DALI cannot decode this GIF"):
-        list(DALILoader(tmp_path, CROPS, 1))
+        list(DALILoader([tmp_path / "a.gif"], CROPS, 1))
 
 
 def test_a_loader_goes_on_after_an_error(files):
@@ -423,6 +528,8 @@ def test_operations_that_dalis_chain_lacks_are_named(folder, changes):
         ({"rank": 2, "world_size": 2}, ValueError, "rank must be less than world_size = 2; got 2"),
         ({"epoch": -1}, ValueError, "epoch must be 0 or more"),
         ({"seed": -1}, ValueError, "seed must be 0 or more"),
+        ({"epoch": 1 << 63}, ValueError, "epoch must be less than 2⁶³"),
+        ({"seed": 1 << 63}, ValueError, "seed must be less than 2⁶³"),
         ({"threads": 0}, ValueError, "threads must be 1 or more"),
         ({"prefetch": 0}, ValueError, "prefetch must be 1 or more"),
         ({"decode_size": 0}, ValueError, "decode_size must be 1 or more"),
@@ -462,6 +569,33 @@ def test_an_iteration_ends_with_the_next_one_or_with_the_loader(folder):
     for _ in loader:
         break
     assert threading.active_count() == alone
+
+
+@pytest.mark.parametrize("handed_out", [1, 6])
+@pytest.mark.parametrize("how", ["set_epoch", "load_state_dict"])
+def test_an_iteration_ends_where_another_place_is_set(folder, how, handed_out):
+    alone = threading.active_count()
+    loader = DALILoader(folder, CROPS, 2)
+    state = loader.state_dict()
+    expected = list(loader)
+    running = iter(loader)
+    for _ in range(handed_out):
+        next(running)
+    loader.set_epoch(0) if how == "set_epoch" else loader.load_state_dict(state)
+    assert threading.active_count() == alone
+    with pytest.raises(RuntimeError, match="this iteration is over"):
+        next(running)
+    assert loader.state_dict() == state
+    assert equal(list(loader), expected)
+
+
+def test_a_wrong_epoch_does_not_end_an_iteration(folder):
+    loader = DALILoader(folder, CROPS, 2)
+    running = iter(loader)
+    next(running)
+    with pytest.raises(ValueError, match="epoch must be 0 or more"):
+        loader.set_epoch(-1)
+    assert len(list(running)) == 5
 
 
 def test_random_numbers_of_the_process_are_left_alone(folder):

@@ -80,7 +80,18 @@ def test_files_that_are_not_there_are_named(tmp_path):
     ("source", "error", "message"),
     [
         (7, TypeError, "source must be a folder, a list of files or .tar archives; got int"),
-        ([1], TypeError, "source must be .*; got list"),
+        ({"a.jpg"}, TypeError, "source must be .*; got set"),
+        ([1], TypeError, r"source must hold files, or pairs \(file, label\) with a whole number; got 1$"),
+        (["a.jpg", b"b.jpg"], TypeError, "got b'b.jpg'$"),
+        ([("a.jpg", 1), ("b.jpg", 1.7)], TypeError, r"got \('b.jpg', 1.7\)$"),
+        ([("a.jpg", "cat")], TypeError, r"got \('a.jpg', 'cat'\)$"),
+        ([("a.jpg", None)], TypeError, r"got \('a.jpg', None\)$"),
+        ([("a.jpg", True)], TypeError, r"got \('a.jpg', True\)$"),
+        ([("a.jpg",)], TypeError, r"got \('a.jpg',\)$"),
+        ([("a.jpg", 1, 2)], TypeError, r"got \('a.jpg', 1, 2\)$"),
+        ([(3, 1)], TypeError, r"got \(3, 1\)$"),
+        ([("a.jpg", 1 << 63)], ValueError, "labels of 64 bits; got .*a.jpg"),
+        (["a.jpg", "/"], DataError, "got the folder / in a list"),
         ([], DataError, "got an empty list"),
         ("nowhere", DataError, "there is no folder nowhere"),
         ("nowhere/*.tar", DataError, r"there is no archive nowhere/\*.tar"),
@@ -92,6 +103,27 @@ def test_files_that_are_not_there_are_named(tmp_path):
 def test_wrong_sources(source, error, message):
     with pytest.raises(error, match=message):
         open_source(source)
+
+
+def test_gifs_in_folders_are_left_out(tmp_path):
+    for name, suffix in (("cat", ".gif"), ("cat", ".png"), ("dog", ".png"), ("gifs", ".GIF")):
+        write_images(tmp_path / name, 2, suffix=suffix)
+    images = open_source(tmp_path)
+    assert [place.path.removeprefix(f"{tmp_path}/") for place in images.places] == [
+        *("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")
+    ]
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    with pytest.raises(DataError, match=r"no images in .*gifs but GIFs, which are left out"):
+        open_source(tmp_path / "gifs")
+
+
+def test_every_entry_may_begin_with_a_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    write_archive(tmp_path / "a.tar", {"0.jpg": b"b"})
+    assert images_of(["~/a.jpg"]) == [(b"a", None)]
+    assert images_of([("~/a.jpg", 2)]) == [(b"a", 2)]
+    assert images_of(["~/a.tar"]) == images_of("~/a.tar") == [(b"b", None)]
 
 
 def test_labels_are_whole_numbers():
