@@ -28,7 +28,9 @@ def _recipe(name: str, size: int) -> Views:
 )
 @click.option("--out", default="views.png", show_default=True, callback=writable, metavar="FILE", help="A PNG picture.")
 @click.option("--rows", type=click.IntRange(1), default=2, show_default=True, help="Draws of every image.")
-@click.option("--size", type=click.IntRange(1), default=224, show_default=True, help="Pixels, of the largest views.")
+@click.option(
+    "--size", type=click.IntRange(1, 4096), default=224, show_default=True, help="Pixels, of the largest views."
+)
 @click.option(
     "--seed", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True, help="Another one draws other views."
 )
@@ -36,6 +38,8 @@ def views(images: tuple[Path, ...], recipe: str, out: Path, rows: int, size: int
     """Draw the views that a recipe makes of images, and say what was done to each."""
     if importlib.util.find_spec("matplotlib") is None:
         raise click.ClickException("views needs matplotlib: pip install pyssl-fast[train]")
+    if out.suffix.lower() != ".png":
+        raise click.ClickException(f"--out must end in .png; got {out}")
     if out.resolve() in (path.resolve() for path in images):
         raise click.ClickException(f"--out is one of the images: {out}")
     from pyssl_fast.augment.picture import Draw, most_draws, sheet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import warnings
@@ -230,7 +231,7 @@ class DALILoader:
         return {
             "images": len(self.images),
             "source": self.images.fingerprint,
-            "views": repr(self.views),
+            "views": repr([dataclasses.astuple(recipe) for recipe in self.views.recipes]),  # repr rounds
             "augment": "pyssl_fast" if self._dali is None else "dali",
             **{name: getattr(self, name) for name in names},
         }

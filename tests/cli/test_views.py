@@ -80,6 +80,8 @@ def test_small_images_are_said_to_be_enlarged(photos, tmp_path):
         ((), "Missing argument 'IMAGE...'"),
         (("x.png", "--recipe", "simsiam"), "'simsiam' is not one of "),
         (("x.png", "--rows", "0"), "'--rows'"),
+        (("x.png", "--size", "5000"), "'--size'"),
+        (("x.png", "--out", "x.pdf"), "--out must end in .png; got x.pdf"),
         (("x.png", "--seed", "-1"), "'--seed'"),
         (("x.png", "--rows", "999999"), "a picture holds "),
         (("nowhere.png",), "cannot read the image nowhere.png: [Errno 2] No such file"),
