@@ -22,6 +22,10 @@ class CMakeExtension(Extension):
 
 
 class CMakeBuild(build_ext):
+    def run(self) -> None:
+        self.into_source = bool(self.inplace)  # which setuptools sets aside while it builds
+        super().run()
+
     def build_extensions(self) -> None:
         import pybind11
 
@@ -32,7 +36,7 @@ class CMakeBuild(build_ext):
         for extension in self.extensions:
             if extension.optional:  # one of an earlier build must not stay where this one leaves it out
                 name = Path(self.get_ext_fullpath(extension.name)).name
-                for folder in (target.parent, ROOT / "pyssl_fast"):
+                for folder in (target.parent, ROOT / "pyssl_fast") if self.into_source else (target.parent,):
                     (folder / name).unlink(missing_ok=True)
         cmake = shutil.which("cmake")
         if cmake is None:

@@ -65,7 +65,7 @@ def _planar(x: Tensor) -> Tensor:
     return x.movedim(-1, -3) if channels_last(x) else x
 
 
-# What batch after batch needs alike: made anew it takes 70 µs, as long as all else that Python does for 64 images.
+# What batch after batch needs alike: made anew it took 57 µs of the 131 that Python spent on 64 images.
 
 
 @functools.lru_cache(maxsize=64)
