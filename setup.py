@@ -23,7 +23,7 @@ class CMakeExtension(Extension):
 
 class CMakeBuild(build_ext):
     def run(self) -> None:
-        self.into_source = bool(self.inplace)  # which setuptools sets aside while it builds
+        self.into_source = bool(self.inplace or self.editable_mode)  # setuptools sets the first aside while it builds
         super().run()
 
     def build_extensions(self) -> None:
