@@ -185,6 +185,10 @@ class Recipe:
         taps = self.blur_kernel or 2 * (min(self.size) // 10 // 2) + 1
         return min(taps, 2 * min(self.size) - 1)
 
+    def replace(self, **changes: Any) -> Recipe:
+        """The same with other fields, as mean and std of one's own data."""
+        return dataclasses.replace(self, **changes)
+
     def sample(
         self,
         sizes: Sequence[tuple[int, int]] | Tensor | torch.Size,
@@ -276,6 +280,10 @@ class Views:
     def __len__(self) -> int:
         return len(self.recipes)
 
+    def replace(self, **changes: Any) -> Views:
+        """The same with other fields in each recipe."""
+        return Views(tuple(recipe.replace(**changes) for recipe in self.recipes))
+
     def sample(
         self,
         sizes: Sequence[tuple[int, int]] | Tensor | torch.Size,
@@ -361,7 +369,7 @@ def byol(size: int = 224) -> Views:
     first = _photograph(
         _BYOL, size=size, interpolation="bicubic", antialias=False, blur=1.0, blur_kernel=0, name="BYOL first"
     )
-    return two_views(first, dataclasses.replace(first, blur=0.1, solarize=0.2, name="BYOL second"))
+    return two_views(first, first.replace(blur=0.1, solarize=0.2, name="BYOL second"))
 
 
 def moco_v1(size: int = 224) -> Views:
@@ -379,7 +387,7 @@ def moco_v2(size: int = 224) -> Views:
 def vicreg(size: int = 224) -> Views:
     """VICReg (Bardes et al. 2022, appendix C.1) and Barlow Twins (Zbontar et al. 2021, section 2.2): BYOL's."""
     first = _photograph(_BYOL, size=size, interpolation="bicubic", blur=1.0, name="VICReg first")
-    return two_views(first, dataclasses.replace(first, blur=0.1, solarize=0.2, name="VICReg second"))
+    return two_views(first, first.replace(blur=0.1, solarize=0.2, name="VICReg second"))
 
 
 barlow_twins = vicreg
@@ -388,8 +396,8 @@ barlow_twins = vicreg
 def dino(size: int = 224, local_size: int = 96, count: int = 8) -> Views:
     """DINO (Caron et al. 2021, section 3.2, and its code's defaults): 2 global and 8 local views."""
     first = _photograph(_BYOL, size=size, scale=(0.4, 1.0), interpolation="bicubic", blur=1.0, name="DINO global 1")
-    second = dataclasses.replace(first, blur=0.1, solarize=0.2, name="DINO global 2")
-    local = dataclasses.replace(first, size=(local_size, local_size), scale=(0.05, 0.4), blur=0.5, name="DINO local")
+    second = first.replace(blur=0.1, solarize=0.2, name="DINO global 2")
+    local = first.replace(size=(local_size, local_size), scale=(0.05, 0.4), blur=0.5, name="DINO local")
     return multi_crop(first, second, local, count)
 
 
@@ -402,16 +410,16 @@ def dinov2(size: int = 224, local_size: int = 96, count: int = 8, inverted_blur:
     """
     first, second, local = dino(size, local_size, 1).recipes
     blurs = (0.0, 0.9, 0.5) if inverted_blur else (1.0, 0.1, 0.5)
-    first = dataclasses.replace(first, scale=(0.32, 1.0), blur=blurs[0], blur_kernel=9, name="DINOv2 global 1")
-    second = dataclasses.replace(second, scale=(0.32, 1.0), blur=blurs[1], blur_kernel=9, name="DINOv2 global 2")
-    local = dataclasses.replace(local, scale=(0.05, 0.32), blur=blurs[2], blur_kernel=9, name="DINOv2 local")
+    first = first.replace(scale=(0.32, 1.0), blur=blurs[0], blur_kernel=9, name="DINOv2 global 1")
+    second = second.replace(scale=(0.32, 1.0), blur=blurs[1], blur_kernel=9, name="DINOv2 global 2")
+    local = local.replace(scale=(0.05, 0.32), blur=blurs[2], blur_kernel=9, name="DINOv2 local")
     return multi_crop(first, second, local, count)
 
 
 def swav(size: int = 224, local_size: int = 96, count: int = 6) -> Views:
     """SwAV (Caron et al. 2020, section 3.2, and its code): 2 global and 6 local views."""
     first = _photograph(_SIMCLR, size=size, scale=(0.14, 1.0), blur=0.5, std=SWAV_STD, name="SwAV global")
-    local = dataclasses.replace(first, size=(local_size, local_size), scale=(0.05, 0.14), name="SwAV local")
+    local = first.replace(size=(local_size, local_size), scale=(0.05, 0.14), name="SwAV local")
     return multi_crop(first, first, local, count)
 
 

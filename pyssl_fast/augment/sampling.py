@@ -8,12 +8,11 @@ On the CPU numpy computes: of one image, as a worker of a DataLoader draws, torc
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from pyssl_fast.functional.checks import check_count
 
@@ -24,10 +23,9 @@ _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
 
 Array = npt.NDArray[Any]
-_Whole = TypeVar("_Whole", Tensor, Array)  # int64
 
 
-def _shift(x: _Whole, bits: int) -> _Whole:
+def _shift(x: Array, bits: int) -> Array:
     """x >> bits with zeros moved in; a shift of signed numbers repeats the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
@@ -37,7 +35,7 @@ def _wrap(x: int) -> int:
     return (x + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def _mix(x: _Whole) -> _Whole:
+def _mix(x: Array) -> Array:
     x = (x ^ _shift(x, 30)) * _FIRST
     x = (x ^ _shift(x, 27)) * _SECOND
     return x ^ _shift(x, 31)
@@ -53,31 +51,21 @@ def seed_of(generator: torch.Generator | None = None, seed: int | None = None) -
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 
 
-def uniform(draws: int | Tensor, index: Tensor, *, seed: int, epoch: int = 0, view: int = 0) -> Tensor:
-    """[N, draws] float64 of 0 to 1 (excluded): of each sample, its numbers; the same bits on every device.
+def uniform(draws: int, index: Array, seed: int, epoch: int = 0, view: int = 0) -> Array:
+    """[N, draws] float64 of 0 to 1 (excluded): each sample's numbers.
 
     Each counter goes through SplitMix64's mixing, one after the other: no two draws of a sample share a state.
 
     Args:
-        draws: how many, counted from 0; or their numbers, [draws] int64.
+        draws: how many, counted from 0.
         index: [N] int64: which samples of the data set.
         seed, epoch, view: whole numbers of 0 to 2⁶³ − 1.
-
-    Raises:
-        TypeError, ValueError: a wrong number or dtype.
     """
-    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
-        raise TypeError(f"index must be a Tensor [N] of int64; got {getattr(index, 'dtype', type(index).__name__)}")
-    for name, number in (("seed", seed), ("epoch", epoch), ("view", view)):
-        check_counter(name, number)
-    if not isinstance(draws, Tensor):
-        draws = torch.arange(draws, device=index.device)
-    # numpy warns of single numbers that wrap, not of arrays: every state is one.
-    if index.device.type == "cpu":
-        bits = torch.from_numpy(_bits(draws.numpy(), index.numpy(), seed, epoch, view))
-    else:
-        bits = _bits(draws, index, seed, epoch, view)
-    return bits.to(torch.float64) * 2.0**-53
+    state = _mix(index * 0 + (seed + _STEP))  # an array: numpy warns of single numbers that wrap
+    state = _mix(state + _wrap((epoch + 1) * _STEP))
+    state = _mix(state + (index + 1) * _STEP)
+    state = _mix(state + _wrap((view + 1) * _STEP))
+    return _shift(_mix(state[:, None] + (np.arange(draws) + 1) * _STEP), 11) * 2.0**-53
 
 
 def check_counter(name: str, number: int) -> None:
@@ -85,15 +73,6 @@ def check_counter(name: str, number: int) -> None:
     check_count(name, number, 0)
     if number >= 1 << 63:
         raise ValueError(f"{name} must be less than 2⁶³; got {number}")
-
-
-def _bits(draws: _Whole, index: _Whole, seed: int, epoch: int, view: int) -> _Whole:
-    """[N, draws] int64 of 53 bits."""
-    state = _mix(index * 0 + (seed + _STEP))
-    state = _mix(state + _wrap((epoch + 1) * _STEP))
-    state = _mix(state + (index + 1) * _STEP)
-    state = _mix(state + _wrap((view + 1) * _STEP))
-    return _shift(_mix(state[:, None] + (draws + 1) * _STEP), 11)
 
 
 def between(u: Array, low: float, high: float) -> Array:

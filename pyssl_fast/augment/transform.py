@@ -47,20 +47,22 @@ class Transform(nn.Module):
         return f"{self.recipe!r}, {self.dtype}" + ("" if self.seed is None else f", seed {self.seed}")
 
     def forward(
-        self, images: Any, *, index: int | Sequence[int] | Tensor | None = None, epoch: int = 0
-    ) -> Tensor | list[Tensor]:
+        self, images: Any, *others: Any, index: int | Sequence[int] | Tensor | None = None, epoch: int = 0
+    ) -> Any:
         """The views of one image, or of a batch.
 
         Args:
             images: one image, or a batch: a Tensor [B, C, H, W], or a list of images of any sizes. An image is a Tensor
                 [C, H, W], an array [H, W] or [H, W, C], uint8 or floating-point of 0 to 1, or Pillow's: RGB and L as
                 they are, all others as RGB, 16 bits scaled to 8, what is transparent on white. A recipe that normalises
-                by three numbers takes three channels. Labels do not come along.
+                by three numbers takes three channels.
+            others: labels, names, whatever: they come back as they are, after the views.
             index: with a seed: the image's number in the data set; of a batch, each image's.
             epoch: with a seed: of 0 or more.
 
         Returns:
             Of one image [C, height, width], of a batch [B, C, height, width], on its device; of Views a list of them.
+            With others a tuple: that, and they.
 
         Raises:
             TypeError, ValueError: wrong images; an index without a seed, or a seed without an index.
@@ -82,9 +84,9 @@ class Transform(nn.Module):
             index = torch.as_tensor([index] if single else index)
         seed = sampling.seed_of(seed=self.seed)
         made = self.recipe(batch, seed=seed, epoch=epoch, index=index, dtype=self.dtype)
-        if isinstance(made, Tensor):
-            return made[0] if single else made
-        return [view[0] for view in made] if single else made
+        if single:
+            made = made[0] if isinstance(made, Tensor) else [view[0] for view in made]
+        return (made, *others) if others else made
 
 
 def _tensor(image: Any) -> Tensor:

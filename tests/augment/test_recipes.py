@@ -47,6 +47,15 @@ def recipes_of(made: Recipe | Views) -> tuple[Recipe, ...]:
     return made.recipes if isinstance(made, Views) else (made,)
 
 
+def test_replace_changes_every_view_alone():
+    views = augment.byol(32).replace(mean=(0.5,), std=(0.2,))
+    assert [(r.mean, r.std, r.blur) for r in views.recipes] == [((0.5,), (0.2,), 1.0), ((0.5,), (0.2,), 0.1)]
+    assert views(torch.zeros(2, 1, 40, 40), seed=0)[1].shape == (2, 1, 32, 32)
+    assert augment.mae(32).replace(scale=(0.5, 1.0)).scale == (0.5, 1.0)
+    with pytest.raises(ValueError, match="blur must be 0 to 1; got 2"):
+        augment.byol(32).replace(blur=2)
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_recipe_has_the_papers_numbers(name):
     recipes = recipes_of(RECIPES[name]())

@@ -21,7 +21,7 @@ LEAST_P = 1e-3  # of each test; the seeds are fixed
 
 
 def test_uniform_equals_unsigned_arithmetic():
-    index = torch.tensor([0, 1, 2**62])
+    index = np.array([0, 1, 2**62, 2**63 - 1])
     got = sampling.uniform(2, index, seed=7, epoch=3, view=1)
     mask, step = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
@@ -38,28 +38,20 @@ def test_uniform_equals_unsigned_arithmetic():
             assert got[row, draw].item() == (state >> 11) * 2.0**-53
 
 
-def test_uniform_of_a_devices_tensors_is_that_of_arrays():
-    draws, index = torch.arange(5), torch.tensor([0, 3, 2**62, 2**63 - 1])
-    bits = sampling._bits(draws, index, 2**63 - 1, 9, 4)
-    assert torch.equal(
-        bits * torch.tensor(2.0**-53).double(), sampling.uniform(draws, index, seed=2**63 - 1, epoch=9, view=4)
-    )
-
-
 def test_uniform_is_uniform_and_counters_are_independent():
-    u = sampling.uniform(8, torch.arange(N), seed=0)
+    u = sampling.uniform(8, np.arange(N), seed=0)
     assert u.min() >= 0 and u.max() < 1
     for k in range(8):
-        assert stats.kstest(u[:, k].numpy(), "uniform").pvalue > LEAST_P
+        assert stats.kstest(u[:, k], "uniform").pvalue > LEAST_P
     others = [
-        sampling.uniform(8, torch.arange(N), seed=1),
-        sampling.uniform(8, torch.arange(N), seed=0, epoch=1),
-        sampling.uniform(8, torch.arange(N), seed=0, view=1),
-        sampling.uniform(8, torch.arange(1, N + 1), seed=0),
+        sampling.uniform(8, np.arange(N), seed=1),
+        sampling.uniform(8, np.arange(N), seed=0, epoch=1),
+        sampling.uniform(8, np.arange(N), seed=0, view=1),
+        sampling.uniform(8, np.arange(1, N + 1), seed=0),
     ]
-    columns = torch.cat([u, *others], 1).T
-    off = torch.corrcoef(columns) - torch.eye(len(columns))
-    assert off.abs().max() < 5 / N**0.5
+    columns = np.concatenate([u, *others], 1).T
+    off = np.corrcoef(columns) - np.eye(len(columns))
+    assert np.abs(off).max() < 5 / N**0.5
 
 
 def test_sample_independent_of_batch_split():

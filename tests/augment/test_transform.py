@@ -84,6 +84,17 @@ def test_batch_list_and_single_images_are_alike():
     assert all(torch.equal(a, b) for a, b in zip(batch, mixed, strict=True))
 
 
+def test_what_comes_with_the_images_comes_back():
+    x, label = picture(), object()
+    transform = Transform(VIEWS, seed=1)
+    views, same, number = transform(x, label, 3, index=5)
+    assert same is label and number == 3
+    assert all(torch.equal(a, b) for a, b in zip(views, transform(x, index=5), strict=True))
+    labels = torch.arange(2)
+    batch, returned = Transform(RECIPE)(torch.stack([x, x]), labels)
+    assert batch.shape == (2, 3, 12, 10) and returned is labels
+
+
 def test_a_seed_replays_and_torchs_generator_does():
     x, seeded, free = picture(), Transform(RECIPE, seed=1), Transform(RECIPE)
     assert torch.equal(seeded(x, index=3), copy.deepcopy(seeded)(x, index=3))

@@ -200,7 +200,7 @@ def draw(recipe: Recipe, sizes: Array, index: Tensor, seed: int, epoch: int, vie
         sizes: [N, 2] int64: height and width of each image.
         index: [N] int64, on the CPU; with seed, epoch and view what the numbers depend on.
     """
-    u = sampling.uniform(_DRAWS, index, seed=seed, epoch=epoch, view=view).numpy()
+    u = sampling.uniform(_DRAWS, index.numpy(), seed, epoch, view)
     height, width = recipe.size
     moved = u[:, _AFFINE] < recipe.affine
     most = np.array([recipe.translate[0] * width, recipe.translate[1] * height])
