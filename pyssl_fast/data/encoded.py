@@ -169,6 +169,6 @@ def _class_number(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) 
     assert file is not None  # it is a regular file
     text = file.read(64)
     try:
-        return int(text)
-    except ValueError as error:
-        raise DataError(f"{member.name} of {path} must hold a class number; got {text!r}") from error
+        return int(np.int64(int(text)))
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{member.name} of {path} must hold a class number of 64 bits; got {text!r}") from error
