@@ -12,15 +12,13 @@ void ema(const Ema& a) {
       return;
     }
     const Stream teacher(a.teacher, chunk.entry), student(a.student, chunk.entry), shadow(a.shadow, chunk.entry);
-    if (!shadow && teacher.dtype == Dtype::float32 && student.dtype == Dtype::float32) {
-      const int64_t count = chunk.end - chunk.first;
-      follow(teacher.edit(chunk.first, count, nullptr), student.read(chunk.first, count, nullptr), count, a.momentum);
-      return;
-    }
-    for_each_block(chunk, [&](int64_t first, int64_t count) {
-      Buffer buffer;
-      teach(teacher, shadow, first, count, student.read(first, count, buffer), a.momentum);
-    });
+    for_each_block(
+        chunk,
+        [&](int64_t first, int64_t count) {
+          Buffer buffer;
+          teach(teacher, shadow, first, count, student.read(first, count, buffer), a.momentum);
+        },
+        teacher.in_place() && student.in_place() && !shadow);
   });
 }
 

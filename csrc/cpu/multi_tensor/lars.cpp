@@ -22,14 +22,17 @@ struct Layer {
 
 Sums sums(const float* p, const float* g, int64_t count, double factor, double decay) {
   vd pp = {}, gg = {}, dd = {};
-  int64_t k = 0;
-  for (; k + kWide <= count; k += kWide) {
+  const auto add = [&](int64_t k) {
     const vd x = widen(p + k), y = widen(g + k);
     pp += x * x;
     gg += y * y;
     const vd d = set(factor) * y + set(decay) * x;
     dd += d * d;
-  }
+  };
+  int64_t k = by_pages(count, [&](int64_t first) {
+    for (int64_t i = first; i < first + kLine; i += kWide) add(i);
+  });
+  for (; k + kWide <= count; k += kWide) add(k);
   Sums sum;
   for (int l = 0; l < kWide; ++l) sum.pp += pp[l], sum.gg += gg[l], sum.dd += dd[l];
   for (; k < count; ++k) {
@@ -111,12 +114,15 @@ void lars(const Lars& a) {
   const auto measure = [&](const Chunk& chunk) {
     const Stream parameter(a.parameter, chunk.entry), gradient(a.gradient, chunk.entry);
     Sums sum;
-    for_each_block(chunk, [&](int64_t first, int64_t count) {
-      Buffer buffers[2];
-      const Sums more = sums(parameter.read(first, count, buffers[0]), gradient.read(first, count, buffers[1]), count,
-                             a.factor, a.weight_decay);
-      sum.pp += more.pp, sum.gg += more.gg, sum.dd += more.dd;
-    });
+    for_each_block(
+        chunk,
+        [&](int64_t first, int64_t count) {
+          Buffer buffers[2];
+          const Sums more = sums(parameter.read(first, count, buffers[0]), gradient.read(first, count, buffers[1]),
+                                 count, a.factor, a.weight_decay);
+          sum.pp += more.pp, sum.gg += more.gg, sum.dd += more.dd;
+        },
+        parameter.in_place() && gradient.in_place());
     partial[chunks.begin(chunk.entry) + chunk.number] = sum;
     Layer& layer = layers[chunk.entry];
     if (layer.measured.fetch_add(1, std::memory_order_acq_rel) + 1 < chunks.of(chunk.entry)) return;
