@@ -9,7 +9,7 @@ namespace pyssl {
 namespace {
 
 constexpr int kAttempts = 10;
-// Which uniform number decides what: see pyssl_fast/augment/sampling.py.
+// Which uniform number decides what: as in pyssl_fast/kernels/reference/augment.py.
 enum Draw {
   kCrop = 0,
   kHorizontal = 22,

@@ -1,6 +1,7 @@
 """Random views of images: explicit parameters per sample, how they are drawn, and how they are applied."""
 
 from pyssl_fast.augment.apply import apply
+from pyssl_fast.augment.dataset import AugmentedDataset
 from pyssl_fast.augment.parameters import Parameters, plain
 from pyssl_fast.augment.recipes import (
     RECIPES,
@@ -24,6 +25,7 @@ from pyssl_fast.augment.transform import Transform
 
 __all__ = [
     "RECIPES",
+    "AugmentedDataset",
     "Parameters",
     "Recipe",
     "Transform",

@@ -6,13 +6,15 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyssl_fast.functional.checks import check_choice, check_count, check_within
+from pyssl_fast.functional.checks import check_choice, check_count, check_number
 
 Images = Tensor | Sequence[Tensor]
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -51,14 +53,15 @@ class Parameters:
     Args:
         box: [B, 4] int64: top, left, height, width, in pixels of the input. Cut out first, then resized: an antialiased
             tap never reads beyond the box.
-        size: height and width of the result.
+        size: height and width of the result; a number: of squares.
         interpolation: "bilinear" or "bicubic" (a = −0.5 with antialias, −0.75 without, as torch has it).
         antialias: widen the taps where the box is larger than the result.
         horizontal_flip, vertical_flip: [B] bool.
         turns: [B] int64: 0 to 3 quarter turns, counter-clockwise; 1 and 3 of square results alone.
         angle, translate, zoom, shear: [B], [B, 2], [B] and [B, 2] float32: one affine map of the result about its
             centre, bilinear, black outside: degrees counter-clockwise; pixels to the right and down; the factor of
-            growth; degrees along x and along y. 0, 0, 1, 0: none. torchvision's `affine`, whose angle is clockwise.
+            growth; degrees along x and along y. 0, 0, 1, 0: none. torchvision's `functional.affine`, whose angle is
+            clockwise; RandomAffine hands it a fill, by which the outermost pixels fade to black a second time.
         order: [B, 4] int64: a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
         jitter: [B, 4] bool: which of the four are applied, by their number.
         factors: [B, 4] float32, by their number: 0 or more, hue −0.5 to 0.5 of a full turn.
@@ -101,6 +104,11 @@ class Parameters:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     erase_value: float = 0.0
+
+    def __post_init__(self) -> None:
+        mean, std = as_normalisation(self.mean, self.std)
+        for name, value in (("size", as_size(self.size)), ("mean", mean), ("std", std)):
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return self.box.shape[0]
@@ -155,9 +163,25 @@ class Parameters:
             index = slice(index % len(self), index % len(self) + 1)
         return self._each(lambda x: x[index.to(x.device) if isinstance(index, Tensor) else index])
 
-    def to(self, device: torch.device | str) -> Parameters:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Parameters:
         """The same with the tensors on that device."""
-        return self._each(lambda x: x.to(device))
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
+
+    @staticmethod
+    def cat(parts: Sequence[Parameters]) -> Parameters:
+        """One batch of several, as that of a collate function: of one size, and alike in all that is no tensor."""
+        if len(parts) == 0:
+            raise ValueError("parts must not be empty; got none")
+        first = parts[0]
+        for field in dataclasses.fields(Parameters):
+            for part in parts if field.name not in TENSORS else ():
+                if getattr(part, field.name) != getattr(first, field.name):
+                    raise ValueError(
+                        f"parts must have one {field.name}; got {getattr(first, field.name)!r} and"
+                        f" {getattr(part, field.name)!r}"
+                    )
+        tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in FIELDS}
+        return dataclasses.replace(first, **tensors)
 
     def check(self, images: Images) -> None:
         """Whether they can be applied to these images. The tensors' values are looked at on the CPU alone.
@@ -197,21 +221,13 @@ class Parameters:
                 raise ValueError(f"{name} must be on box's device {self.box.device}; got {x.device}")
         if len(self) == 0:
             raise ValueError("parameters must not be empty; got 0 samples")
-        if not isinstance(self.size, tuple) or len(self.size) != 2:
-            raise TypeError(f"size must be a pair (height, width); got {self.size!r}")
-        for side in self.size:
-            check_count("size", side)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_flag("antialias", self.antialias)
+        check_flag("grey_first", self.grey_first)
         check_count("blur_kernel", self.blur_kernel)
         if self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel must be odd; got {self.blur_kernel}")
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"mean and std must have one length; got {len(self.mean)} and {len(self.std)}")
-        for number in self.mean:
-            check_within("mean", number, -1e30, 1e30)
-        for number in self.std:
-            check_within("std", number, 1e-30, 1e30)
-        check_within("erase_value", self.erase_value, -1e30, 1e30)
+        check_number("erase_value", self.erase_value, -1e30)
 
     def _check_numbers(self) -> None:
         for name, low, high in (
@@ -263,6 +279,52 @@ def _check_boxes(name: str, box: Tensor, sizes: Any, where: str, least: int) -> 
         )
 
 
+def as_pair(name: str, value: Any) -> tuple[Any, Any]:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != 2:
+        raise TypeError(f"{name} must be a pair; got {value!r}")
+    return tuple(value)
+
+
+def as_size(size: Any) -> tuple[int, int]:
+    """Height and width, of those or of one number for both."""
+    pair = as_pair("size", (size, size) if isinstance(size, Real) else size)
+    for side in pair:
+        check_count("size", side)
+    return pair
+
+
+def as_sizes(sizes: Sequence[tuple[int, int]] | Tensor | torch.Size) -> npt.NDArray[np.int64]:
+    """[B, 2]: height and width of each image, of those or of the shape of a batch."""
+    if isinstance(sizes, torch.Size):
+        sizes, _ = image_sizes(torch.empty(sizes, device="meta"))
+    size = np.asarray(sizes.cpu() if isinstance(sizes, Tensor) else sizes)
+    if size.ndim != 2 or size.shape[1] != 2 or size.dtype.kind not in "iu":
+        raise ValueError(f"sizes must hold a height and a width for each image; got {list(size.shape)} of {size.dtype}")
+    if len(size) == 0 or (size < 1).any():
+        raise ValueError(f"sizes must be 1 pixel or more, of one image or more; got {size.tolist()}")
+    return size.astype(np.int64)
+
+
+def as_normalisation(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both as tuples, each of one number or of any sequence of them."""
+    numbers = []
+    for name, values, least in (("mean", mean, -1e30), ("std", std, 1e-30)):
+        if isinstance(values, (str, bytes)):
+            raise TypeError(f"{name} must hold numbers; got {values!r}")
+        each = tuple(map(float, (values,) if isinstance(values, Real) else values))
+        for number in each:
+            check_number(name, number, least)
+        numbers.append(each)
+    if len(numbers[0]) != len(numbers[1]):
+        raise ValueError(f"mean and std must have one length; got {len(numbers[0])} and {len(numbers[1])}")
+    return numbers[0], numbers[1]
+
+
+def check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+
+
 def channels_last(x: Tensor) -> bool:
     """Whether the last dimension of an image or a batch holds the channels; the third last is asked first."""
     return x.shape[-3] not in (1, 3, 4) and x.shape[-1] in (1, 3, 4)
@@ -293,6 +355,8 @@ def image_sizes(images: Images) -> tuple[list[tuple[int, int]], int]:
             raise ValueError(f"images must have shape {shape}; got {list(x.shape)} at {i}")
         if x.dtype not in DTYPES:
             raise TypeError(f"images must be uint8 or floating-point; got {x.dtype}")
+        if x.is_neg():
+            raise ValueError("images must hold their numbers as they are; got a view with the sign to be changed")
         if x.dtype != first.dtype or x.device != first.device:
             raise ValueError(
                 f"images must be {first.dtype} on {first.device} as the first; got {x.dtype} on {x.device}"
@@ -309,36 +373,42 @@ def image_sizes(images: Images) -> tuple[list[tuple[int, int]], int]:
     return sizes * len(images) if isinstance(images, Tensor) else sizes, channels
 
 
-def plain(sizes: Sequence[tuple[int, int]], size: int | tuple[int, int], **changes: Any) -> Parameters:
-    """Parameters that resize whole images and do nothing more, except for what `changes` names.
+def plain(
+    sizes: Sequence[tuple[int, int]] | Tensor | torch.Size, size: int | tuple[int, int], **changes: Any
+) -> Parameters:
+    """Parameters, on the CPU, that resize whole images and do nothing more, except for what `changes` names.
 
     Args:
-        sizes: height and width of each image.
+        sizes: height and width of each image, or the shape [B, C, H, W] or [B, H, W, C] of a batch.
         size: of the result, one number for both sides.
         changes: fields of Parameters.
     """
-    n = len(sizes)
-    no = torch.zeros(n, dtype=torch.bool)
-    zero, count = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
+    extent = as_sizes(sizes)
+    n = len(extent)
+
+    def zeros(*columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(n, *columns, dtype=dtype, device="cpu")
+
+    no, zero, count = zeros(dtype=torch.bool), zeros(), zeros(dtype=torch.int64)
     fields: dict[str, Any] = {
-        "box": torch.tensor([(0, 0, height, width) for height, width in sizes], dtype=torch.int64).reshape(n, 4),
-        "size": (size, size) if isinstance(size, int) else size,
+        "box": torch.cat([zeros(2, dtype=torch.int64), torch.from_numpy(extent)], 1),
+        "size": size,
         "horizontal_flip": no,
         "vertical_flip": no,
         "turns": count,
         "angle": zero,
-        "translate": zero[:, None].repeat(1, 2),
+        "translate": zeros(2),
         "zoom": zero + 1,
-        "shear": zero[:, None].repeat(1, 2),
-        "order": torch.arange(4).repeat(n, 1),
-        "jitter": no[:, None].repeat(1, 4),
-        "factors": torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(n, 1),
+        "shear": zeros(2),
+        "order": torch.arange(4, device="cpu").repeat(n, 1),
+        "jitter": zeros(4, dtype=torch.bool),
+        "factors": torch.tensor([1, 1, 1, 0], dtype=torch.float32, device="cpu").repeat(n, 1),
         "grey": no,
         "sigma": zero,
         "solarize": no,
         "threshold": zero + 0.5,
         "invert": no,
         "bits": count,
-        "erase": torch.zeros(n, 4, dtype=torch.int64),
+        "erase": zeros(4, dtype=torch.int64),
     }
     return Parameters(**{**fields, **changes})

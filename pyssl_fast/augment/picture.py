@@ -155,7 +155,9 @@ def _image(axes: Axes, draw: Draw) -> None:
 def _view(axes: Axes, draw: Draw, view: int) -> None:
     parameters, x = draw.parameters[view], draw.views[view]
     if parameters.mean:
-        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (parameters.mean, parameters.std))
+        mean, std = (
+            torch.tensor(numbers, device="cpu")[:, None, None] for numbers in (parameters.mean, parameters.std)
+        )
         x = x * std + mean
     pixels = (x * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()  # matplotlib rounds floats down
     axes.imshow(pixels, interpolation="nearest")

@@ -8,21 +8,30 @@ the brightness or takes each channel's own mean for the contrast).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyssl_fast import backend
 from pyssl_fast.augment import sampling
 from pyssl_fast.augment.apply import apply
-from pyssl_fast.augment.parameters import INTERPOLATIONS, Images, Parameters, image_sizes
-from pyssl_fast.augment.sampling import Array
+from pyssl_fast.augment.graphs import outside_graphs
+from pyssl_fast.augment.parameters import (
+    INTERPOLATIONS,
+    Images,
+    Parameters,
+    as_normalisation,
+    as_pair,
+    as_size,
+    as_sizes,
+    check_flag,
+    image_sizes,
+)
 from pyssl_fast.backend import kernels
-from pyssl_fast.functional.checks import check_choice, check_count, check_within
+from pyssl_fast.functional.checks import check_choice, check_count, check_number
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SWAV_STD = (0.228, 0.224, 0.225)  # its code's own; the published checkpoints were trained with it
@@ -33,15 +42,16 @@ class Recipe:
     """How the parameters of one view are drawn. A probability is per image.
 
     Args:
-        size: height and width of the result.
+        size: height and width of the result; a number: of squares.
         scale: least and largest part of the image's area that the crop covers; ratio: of its width : height.
         interpolation, antialias: as in Parameters.
         horizontal_flip, vertical_flip: probabilities.
         turns: quarter turns, 0 to 3 alike.
-        affine: probability of an affine map: an angle of −degrees to degrees; moved by up to translate of the width and
-            of the height, in whole pixels; grown by a factor of zoom, least and largest; sheared along x by −shear to
-            shear degrees. As torchvision's RandomAffine.
-        jitter: probability of the colour jitter.
+        affine: probability of an affine map, where one of its numbers makes a difference: an angle of −degrees to
+            degrees; moved by up to translate of the width and of the height, in whole pixels; grown by a factor of
+            zoom, least and largest; sheared along x by −shear to shear degrees. As torchvision's RandomAffine with
+            `fill=None`.
+        jitter: probability of the colour jitter, where one of its strengths is not 0.
         brightness, contrast, saturation: factors of max(0, 1 − v) to 1 + v. hue: −v to v of a full turn. 0: left out.
         grey: probability; grey_first: before the jitter.
         blur: probability; sigma: least and largest. blur_kernel: taps; 0: 2·⌊⌊size / 10⌋ / 2⌋ + 1, SimCLR's rule. Fewer
@@ -60,12 +70,12 @@ class Recipe:
     horizontal_flip: float = 0.0
     vertical_flip: float = 0.0
     turns: bool = False
-    affine: float = 0.0
+    affine: float = 1.0
     degrees: float = 0.0
     translate: tuple[float, float] = (0.0, 0.0)
     zoom: tuple[float, float] = (1.0, 1.0)
     shear: float = 0.0
-    jitter: float = 0.0
+    jitter: float = 1.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -89,53 +99,44 @@ class Recipe:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, int):
-            object.__setattr__(self, "size", (self.size, self.size))
-        for name in (
-            "size",
-            "scale",
-            "ratio",
-            "sigma",
-            "translate",
-            "zoom",
-            "erase_scale",
-            "erase_ratio",
-            "mean",
-            "std",
-        ):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists are torchvision's way
-        for side in self.size:
-            check_count("size", side)
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        put("size", as_size(self.size))
+        put("interpolation", getattr(self.interpolation, "value", self.interpolation))  # torchvision's enumeration
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        for name in ("antialias", "turns", "grey_first"):
+            check_flag(name, getattr(self, name))
         for name in (
             *("horizontal_flip", "vertical_flip", "affine", "jitter", "grey", "blur", "solarize", "threshold"),
             *("invert", "posterize", "erase"),
         ):
-            check_within(name, getattr(self, name), 0, 1)
+            check_number(name, getattr(self, name), 0, 1)
         for name, most in (
             *(("brightness", 1e6), ("contrast", 1e6), ("saturation", 1e6), ("hue", 0.5)),
             *(("degrees", 1e6), ("shear", 89.0)),
         ):
-            check_within(name, getattr(self, name), 0, most)
-        for part in self.translate:
-            check_within("translate", part, 0, 1)
+            check_number(name, getattr(self, name), 0, most)
         for name, low, high in (
             *(("scale", 1e-12, 1.0), ("ratio", 1e-6, 1e6), ("sigma", 1e-3, 1e3), ("zoom", 1e-3, 1e3)),
-            *(("erase_scale", 1e-12, 1.0), ("erase_ratio", 1e-6, 1e6)),
+            *(("erase_scale", 1e-12, 1.0), ("erase_ratio", 1e-6, 1e6), ("translate", 0.0, 1.0)),
         ):
-            pair = getattr(self, name)
-            check_within(name, pair[0], low, high)
-            check_within(name, pair[1], pair[0], high)
+            pair = as_pair(name, getattr(self, name))
+            for number in pair:
+                check_number(name, number, low, high)
+            if name != "translate" and pair[0] > pair[1]:
+                raise ValueError(f"{name} must be the least and the largest; got {pair}")
+            put(name, pair)
         check_count("blur_kernel", self.blur_kernel, 0)
         if self.blur_kernel and self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel must be odd, or 0; got {self.blur_kernel}")
         check_count("bits", self.bits)
         if self.bits > 8:
             raise ValueError(f"bits must be 1 to 8; got {self.bits}")
-        if not isinstance(self.turns, bool):
-            raise TypeError(f"turns must be True or False; got {self.turns!r}")
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"mean and std must have one length; got {len(self.mean)} and {len(self.std)}")
+        check_number("erase_value", self.erase_value, -1e30)
+        mean, std = as_normalisation(self.mean, self.std)
+        put("mean", mean)
+        put("std", std)
         if self.turns and self.size[0] != self.size[1]:
             raise ValueError(f"turns need a square size; got {self.size[0]} × {self.size[1]}")
 
@@ -145,7 +146,7 @@ class Recipe:
 
         low, high = self.scale
         parts = [
-            f"{'whole' if low == 1 else f'crop {100 * low:g} to {100 * high:g} %'} → {self.size[0]} × {self.size[1]}"
+            f"crop {f'{100 * low:g} to ' if low < high else ''}{100 * high:g} % → {self.size[0]} × {self.size[1]}"
             f" {self.interpolation}"
             f"{'' if self.antialias else ' without antialias'}"
         ]
@@ -155,9 +156,9 @@ class Recipe:
             (self.horizontal_flip, f"flip{percent(self.horizontal_flip)}"),
             (self.vertical_flip, f"vertical flip{percent(self.vertical_flip)}"),
             (self.turns, "quarter turns"),
-            (self.affine, f"{self._affine()}{percent(self.affine)}"),
+            (self.moves, f"{self._affine()}{percent(self.affine)}"),
             (self.grey_first and self.grey, f"grey{percent(self.grey)}"),
-            (self.jitter, f"jitter {colours}{percent(self.jitter)}"),
+            (self.jitters, f"jitter {colours}{percent(self.jitter)}"),
             (not self.grey_first and self.grey, f"grey{percent(self.grey)}"),
             (self.blur, f"blur {sigmas}{percent(self.blur)}"),
             (self.solarize, f"solarize from {self.threshold:g}{percent(self.solarize)}"),
@@ -178,7 +179,17 @@ class Recipe:
             (self.zoom != (1, 1), f"zoom {low:g} to {high:g}"),
             (self.shear, f"shear ±{self.shear:g}°"),
         )
-        return ", ".join(text for on, text in parts if on) or "affine"
+        return ", ".join(text for on, text in parts if on)
+
+    @property
+    def moves(self) -> bool:
+        """Whether some image gets an affine map."""
+        return self.affine > 0 and self._affine() != ""
+
+    @property
+    def jitters(self) -> bool:
+        """Whether some image gets a colour jitter."""
+        return self.jitter > 0 and (self.brightness, self.contrast, self.saturation, self.hue) != (0, 0, 0, 0)
 
     def taps(self) -> int:
         """Of the blur, as `blur_kernel` says."""
@@ -189,6 +200,7 @@ class Recipe:
         """The same with other fields, as mean and std of one's own data."""
         return dataclasses.replace(self, **changes)
 
+    @outside_graphs
     def sample(
         self,
         sizes: Sequence[tuple[int, int]] | Tensor | torch.Size,
@@ -210,9 +222,9 @@ class Recipe:
         Raises:
             TypeError, ValueError: a wrong size, number or index.
         """
-        size = _sizes(sizes)
+        size = as_sizes(sizes)
         n = len(size)
-        index = torch.arange(n) if index is None else index
+        index = torch.arange(n, device="cpu") if index is None else index
         if not isinstance(index, Tensor) or index.shape != (n,):
             raise ValueError(
                 f"index must be a Tensor [{n}], one number per image; got {getattr(index, 'shape', index)}"
@@ -252,23 +264,26 @@ class Recipe:
         return apply(images, parameters, dtype=dtype, out=out)
 
 
-def _sizes(sizes: Sequence[tuple[int, int]] | Tensor | torch.Size) -> Array:
-    """[B, 2] int64."""
-    if isinstance(sizes, torch.Size):
-        sizes, _ = image_sizes(torch.empty(sizes, device="meta"))
-    size = np.asarray(sizes.cpu() if isinstance(sizes, Tensor) else sizes)
-    if size.ndim != 2 or size.shape[1] != 2 or size.dtype.kind not in "iu":
-        raise ValueError(f"sizes must hold a height and a width for each image; got {list(size.shape)} of {size.dtype}")
-    if len(size) == 0 or (size < 1).any():
-        raise ValueError(f"sizes must be 1 pixel or more, of one image or more; got {size.tolist()}")
-    return size.astype(np.int64)
-
-
 @dataclass(frozen=True)
 class Views:
     """Several recipes for one batch: view i of every image is drawn with the counter view = i."""
 
     recipes: tuple[Recipe, ...]
+
+    def __post_init__(self) -> None:
+        recipes = self.recipes if isinstance(self.recipes, (tuple, list)) else (self.recipes,)
+        for recipe in recipes:
+            if not isinstance(recipe, Recipe):
+                raise TypeError(f"recipes must each be a Recipe, of one view; got {recipe!r}")
+        if len(recipes) == 0:
+            raise ValueError("recipes must not be empty; got none")
+        object.__setattr__(self, "recipes", tuple(recipes))
+
+    def __iter__(self) -> Iterator[Recipe]:
+        return iter(self.recipes)
+
+    def __getitem__(self, index: int) -> Recipe:
+        return self.recipes[index]
 
     def __repr__(self) -> str:
         lines = []

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pyssl_fast.augment.graphs import outside_graphs
 from pyssl_fast.functional.checks import check_count
 
 ATTEMPTS = 10
@@ -41,6 +42,7 @@ def _mix(x: Array) -> Array:
     return x ^ _shift(x, 31)
 
 
+@outside_graphs
 def seed_of(generator: torch.Generator | None = None, seed: int | None = None) -> int:
     """That seed; else one of 0 to 2⁶³ − 2, drawn from that generator, torch's own if None."""
     if seed is not None:

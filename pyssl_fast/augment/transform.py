@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyssl_fast.augment import sampling
+from pyssl_fast.augment.graphs import outside_graphs
 from pyssl_fast.augment.parameters import DTYPES
 from pyssl_fast.augment.recipes import Recipe, Views
 
@@ -22,7 +23,7 @@ class Transform(nn.Module):
 
     Args:
         recipe: of one view, or of several.
-        dtype: of the result: uint8 (which a normalising recipe leaves useless) or floating-point.
+        dtype: of the result: floating-point; or uint8, for recipes that do not normalise.
         seed: None: each call draws from torch's generator, which a DataLoader seeds in each of its workers by itself;
             `torch.manual_seed` makes it repeat. A number: the call says which sample it is, and of one sample the views
             are the same in every batch, worker and rank.
@@ -37,6 +38,10 @@ class Transform(nn.Module):
             raise TypeError(f"recipe must be a Recipe or Views, as augment.simclr() makes; got {recipe!r}")
         if dtype not in DTYPES:
             raise TypeError(f"dtype must be uint8 or floating-point; got {dtype}")
+        if dtype == torch.uint8 and any(r.mean for r in (recipe if isinstance(recipe, Views) else (recipe,))):
+            raise ValueError(
+                "dtype must be floating-point, as the recipe normalises; or take recipe.replace(mean=(), std=())"
+            )
         if seed is not None:
             sampling.check_counter("seed", seed)
         self.recipe = recipe
@@ -46,6 +51,7 @@ class Transform(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.recipe!r}, {self.dtype}" + ("" if self.seed is None else f", seed {self.seed}")
 
+    @outside_graphs
     def forward(
         self, images: Any, *others: Any, index: int | Sequence[int] | Tensor | None = None, epoch: int = 0
     ) -> Any:
@@ -53,9 +59,9 @@ class Transform(nn.Module):
 
         Args:
             images: one image, or a batch: a Tensor [B, C, H, W], or a list of images of any sizes. An image is a Tensor
-                [C, H, W], an array [H, W] or [H, W, C], uint8 or floating-point of 0 to 1, or Pillow's: RGB and L as
-                they are, all others as RGB, 16 bits scaled to 8, what is transparent on white. A recipe that normalises
-                by three numbers takes three channels.
+                [C, H, W], an array [H, W] or [H, W, C], uint8 or floating-point of 0 to 1 (float64 as float32), or
+                Pillow's: RGB and L as they are, all others as RGB, 16 bits scaled to 8, what is transparent on white;
+                not of mode F, whose scale nobody knows. A recipe that normalises by three numbers takes three channels.
             others: labels, names, whatever: they come back as they are, after the views.
             index: with a seed: the image's number in the data set; of a batch, each image's.
             epoch: with a seed: of 0 or more.
@@ -81,7 +87,7 @@ class Transform(nn.Module):
             single = image.dim() != 4
             batch = [image] if single else image
         if index is not None:
-            index = torch.as_tensor([index] if single else index)
+            index = torch.as_tensor([index] if single else index, device="cpu")
         seed = sampling.seed_of(seed=self.seed)
         made = self.recipe(batch, seed=seed, epoch=epoch, index=index, dtype=self.dtype)
         if single:
@@ -102,6 +108,8 @@ def _tensor(image: Any) -> Tensor:
         image = np.asarray(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"an image must be a Tensor, an array or a Pillow image; got {type(image).__name__}")
+    if image.dtype == np.float64:  # what NumPy computes in; torch's float64 is the twin's, 15 times as slow
+        image = image.astype(np.float32)
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4):

@@ -94,10 +94,6 @@ def _factors(strength: float) -> tuple[float, float]:
     return max(0.0, 1 - strength), 1 + strength
 
 
-def _taps(recipe: Recipe) -> int:
-    return recipe.sample([(1, 1)], seed=0).blur_kernel
-
-
 def albumentations_chain(recipe: Recipe, seed: int) -> Callable[..., dict[str, Any]]:
     """(image=[H, W, 3] uint8) -> {"image": [height, width, 3] float32}. No interpolation is antialiased."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import asks the network for a newer version
@@ -110,13 +106,13 @@ def albumentations_chain(recipe: Recipe, seed: int) -> Callable[..., dict[str, A
         make.RandomResizedCrop(r.size, r.scale, r.ratio, cv2.INTER_CUBIC if bicubic else cv2.INTER_LINEAR),
         make.HorizontalFlip(p=r.horizontal_flip),
     ]
-    if r.jitter:
+    if r.jitters:
         colours = (_factors(v) for v in (r.brightness, r.contrast, r.saturation))
         steps.append(make.ColorJitter(*colours, (-r.hue, r.hue), p=r.jitter))
     if r.grey:
         steps.append(make.ToGray(p=r.grey))
     if r.blur:
-        steps.append(make.GaussianBlur((_taps(r), _taps(r)), r.sigma, p=r.blur))
+        steps.append(make.GaussianBlur((r.taps(), r.taps()), r.sigma, p=r.blur))
     if r.solarize:
         steps.append(make.Solarize((r.threshold, r.threshold), p=r.solarize))
     return make.Compose([*steps, make.Normalize(r.mean, r.std)], seed=seed)
@@ -227,7 +223,7 @@ def dali_pipeline(views: Views, images: Tensor) -> Any:
             interp_type=interpolation,
             antialias=r.antialias,
         )
-        if r.jitter:
+        if r.jitters:
             if fn.random.coin_flip(probability=r.jitter, dtype=types.BOOL):
                 x = fn.color_twist(
                     x,
@@ -240,7 +236,7 @@ def dali_pipeline(views: Views, images: Tensor) -> Any:
                 x = fn.hsv(x, saturation=0.0)
         if r.blur:  # noqa: SIM102
             if fn.random.coin_flip(probability=r.blur, dtype=types.BOOL):
-                x = fn.gaussian_blur(x, window_size=_taps(r), sigma=fn.random.uniform(range=r.sigma))
+                x = fn.gaussian_blur(x, window_size=r.taps(), sigma=fn.random.uniform(range=r.sigma))
         mirror = fn.random.coin_flip(probability=r.horizontal_flip)
         return fn.crop_mirror_normalize(x, dtype=types.FLOAT, output_layout="CHW", mirror=mirror, mean=mean, std=std)
 
@@ -267,13 +263,13 @@ def kornia_chain(views: Views) -> Callable[[Tensor], Tensor]:
         make.RandomResizedCrop(r.size, r.scale, r.ratio, resample=r.interpolation, align_corners=False),
         make.RandomHorizontalFlip(p=r.horizontal_flip),
     ]
-    if r.jitter:
+    if r.jitters:
         colours = (_factors(v) for v in (r.brightness, r.contrast, r.saturation))
         steps.append(make.ColorJitter(*colours, (-r.hue, r.hue), p=r.jitter))
     if r.grey:
         steps.append(make.RandomGrayscale(p=r.grey))
     if r.blur:
-        steps.append(make.RandomGaussianBlur((_taps(r), _taps(r)), r.sigma, p=r.blur))
+        steps.append(make.RandomGaussianBlur((r.taps(), r.taps()), r.sigma, p=r.blur))
     chain = torch.nn.Sequential(*steps, make.Normalize(torch.tensor(r.mean), torch.tensor(r.std)))
 
     @torch.no_grad()

@@ -104,8 +104,8 @@ def torchvision_transform(recipe: Recipe) -> Callable[[Image.Image], Image.Image
     steps = (
         (1.0, crop),
         (r.horizontal_flip, v2.RandomHorizontalFlip(r.horizontal_flip)),
-        (r.affine, v2.RandomAffine(r.degrees, r.translate, r.zoom, r.shear, bilinear)),
-        (r.jitter, v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue)),
+        (r.affine * r.moves, v2.RandomAffine(r.degrees, r.translate, r.zoom, r.shear, bilinear)),
+        (r.jitter * r.jitters, v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue)),
         (r.grey, v2.RandomGrayscale(r.grey)),
         (r.blur, v2.RandomApply([v2.GaussianBlur(r.taps(), r.sigma)], r.blur)),
         (r.solarize, v2.RandomSolarize(255 * r.threshold, r.solarize)),

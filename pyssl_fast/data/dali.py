@@ -480,7 +480,7 @@ def _chain(images: Any, row: Any, recipe: Recipe) -> Any:
     x = fn.resize(x, size=recipe.size, interp_type=interpolation, antialias=recipe.antialias)
     flips = fn.cast(row[4:6], dtype=types.INT32)
     x = fn.flip(x, horizontal=flips[0], vertical=flips[1])
-    if recipe.jitter > 0 or recipe.grey > 0:
+    if recipe.jitters or recipe.grey > 0:
         x = fn.color_twist(x, brightness=row[6], contrast=row[7], saturation=row[8], hue=360 * row[9])
     if recipe.blur > 0 and row[10] > 0:
         x = fn.gaussian_blur(x, sigma=row[10], window_size=recipe.taps())

@@ -50,14 +50,14 @@ def pictures(images: Images) -> Tensor:
         places = _steps(len(images), _planar(images).stride(), images.element_size()).clone()
         places[:, 0] += images.data_ptr()
         return places
-    return torch.tensor([(x.data_ptr(), *_planar(x).stride()) for x in images])
+    return torch.tensor([(x.data_ptr(), *_planar(x).stride()) for x in images], device="cpu")
 
 
 def sizes_of(images: Images) -> Tensor:
     """[B, 2] int64: each image's height and width. Not to be changed."""
     if isinstance(images, Tensor):
         return _equal(len(images), *_planar(images).shape[2:])
-    return torch.tensor([_planar(x).shape[1:] for x in images])
+    return torch.tensor([_planar(x).shape[1:] for x in images], device="cpu")
 
 
 def _planar(x: Tensor) -> Tensor:
@@ -70,20 +70,21 @@ def _planar(x: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _steps(count: int, strides: tuple[int, ...], element_size: int) -> Tensor:
-    places = torch.tensor(strides).repeat(count, 1)
-    places[:, 0] = torch.arange(count) * (strides[0] * element_size)
+    places = torch.tensor(strides, device="cpu").repeat(count, 1)
+    places[:, 0] = torch.arange(count, device="cpu") * (strides[0] * element_size)
     return places
 
 
 @functools.lru_cache(maxsize=64)
 def _equal(count: int, height: int, width: int) -> Tensor:
-    return torch.tensor([height, width]).repeat(count, 1)
+    return torch.tensor([height, width], device="cpu").repeat(count, 1)
 
 
 @functools.lru_cache(maxsize=64)
 def normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> Tensor:
     """[2, channels] float64, on the CPU: mean and standard deviation of each. Not to be changed."""
-    numbers = torch.tensor([[0.0], [1.0]], dtype=torch.float64).repeat(1, channels)
+    numbers = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device="cpu").repeat(1, channels)
     if mean:
-        numbers[:, : len(mean) if len(mean) > 1 else channels] = torch.tensor([mean, std], dtype=torch.float64)
+        given = torch.tensor([mean, std], dtype=torch.float64, device="cpu")
+        numbers[:, : len(mean) if len(mean) > 1 else channels] = given
     return numbers

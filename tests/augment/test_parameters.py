@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,6 +101,8 @@ def test_bad_out():
 def test_out_with_too_few_places():
     with pytest.raises(ValueError, match="out must have a place of its own for each number"):
         apply(IMAGES, changed(), out=torch.zeros(2, 1, 6, 8).expand(2, 3, 6, 8))
+    with pytest.raises(ValueError, match="out must have a place of its own for each number"):
+        apply(IMAGES, changed(), out=torch.zeros(4000).as_strided([2, 3, 6, 8], [400, 1, 9, 1]))
 
 
 @pytest.mark.parametrize("part", [slice(0, 2), slice(1, 3)])
@@ -130,6 +133,37 @@ def test_samples_taken_out():
     assert torch.equal(parameters.index_select(torch.tensor([4, 4])).factors, parameters.factors[[4, 4]])
     with pytest.raises(IndexError, match="there are 6 samples; got index 6"):
         parameters[6]
+
+
+def test_batches_become_one():
+    sizes = [(50, 60)] * 5
+    recipe = dino(32)[0]
+    whole = recipe.sample(sizes, seed=3)
+    parts = [recipe.sample(sizes[:1], seed=3, index=torch.tensor([i])) for i in range(5)]
+    joined = Parameters.cat(parts)
+    assert all(torch.equal(getattr(joined, name), getattr(whole, name)) for name in FIELDS)
+    assert (joined.size, joined.mean, joined.blur_kernel) == (whole.size, whole.mean, whole.blur_kernel)
+    with pytest.raises(ValueError, match=r"parts must have one size; got \(32, 32\) and \(16, 16\)"):
+        Parameters.cat([whole, dino(16)[0].sample(sizes, seed=3)])
+    with pytest.raises(ValueError, match="parts must not be empty"):
+        Parameters.cat([])
+
+
+def test_what_recipes_take_parameters_take():
+    p = plain(IMAGES.shape, [6, 8], mean=[0.5] * 3, std=np.full(3, 0.25))
+    assert (p.size, p.mean, p.std) == ((6, 8), (0.5,) * 3, (0.25,) * 3)
+    assert torch.equal(apply(IMAGES, p), apply(IMAGES, plain([IMAGES.shape[2:]] * 2, (6, 8), mean=0.5, std=0.25)))
+    for field in ("antialias", "grey_first"):
+        with pytest.raises(TypeError, match=f"{field} must be True or False; got 'no'"):
+            apply(IMAGES, dataclasses.replace(p, **{field: "no"}))
+
+
+def test_views_with_another_sign():
+    x = torch.rand(2, 3, 6, 8, dtype=torch.complex64).conj().imag
+    with pytest.raises(ValueError, match="images must hold their numbers as they are"):
+        apply(x, changed())
+    with pytest.raises(ValueError, match="out must hold its numbers as they are"):
+        apply(IMAGES, changed(), out=x)
 
 
 def test_to_moves_every_tensor():

@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,7 +64,7 @@ def test_recipe_has_the_papers_numbers(name):
         (
             r.scale,
             r.horizontal_flip,
-            r.jitter,
+            r.jitter * r.jitters,
             (r.brightness, r.contrast, r.saturation, r.hue),
             r.grey,
             r.blur,
@@ -163,7 +164,10 @@ def test_two_views_and_multi_crop():
         ({"jitter": 1.5}, "jitter must be 0 to 1"),
         ({"grey": float("nan")}, "grey must be 0 to 1"),
         ({"hue": 0.6}, "hue must be 0 to 0.5"),
-        ({"scale": (0.5, 0.2)}, "scale must be 0.5 to 1"),
+        ({"scale": (0.5, 0.2)}, r"scale must be the least and the largest; got \(0.5, 0.2\)"),
+        ({"translate": (0.1, 1.5)}, "translate must be 0 to 1; got 1.5"),
+        ({"erase_value": float("nan")}, "erase_value must be"),
+        ({"std": (0.0,), "mean": (0.0,)}, "std must be 1e-30 to 1e[+]30; got 0"),
         ({"size": (0, 8)}, "size must be 1 or more"),
         ({"blur_kernel": 4}, "blur_kernel must be odd"),
         ({"interpolation": "nearest"}, "interpolation must be one of bilinear, bicubic"),
@@ -175,3 +179,73 @@ def test_two_views_and_multi_crop():
 def test_recipe_bad_numbers(fields, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"size": (24, 24, 3)}, r"size must be a pair; got \(24, 24, 3\)"),
+        ({"size": 24.0}, "size must be a whole number; got float"),
+        ({"scale": 0.5}, "scale must be a pair; got 0.5"),
+        ({"zoom": (1,)}, r"zoom must be a pair; got \(1,\)"),
+        ({"translate": (0.1, 0.1, 0.1)}, "translate must be a pair"),
+        ({"mean": "abc"}, "mean must hold numbers; got 'abc'"),
+        ({"antialias": "no"}, "antialias must be True or False; got 'no'"),
+        ({"grey_first": 1}, "grey_first must be True or False; got 1"),
+        ({"brightness": (0.5, 1.5)}, "brightness must be a number"),
+    ],
+)
+def test_recipe_wrong_types(fields, message):
+    with pytest.raises(TypeError, match=message):
+        Recipe(**fields)
+
+
+def test_numbers_of_numpy_and_torchvisions_names_do():
+    transforms = pytest.importorskip("torchvision.transforms", reason="torchvision is not installed")
+    recipe = Recipe(
+        size=np.int64(8), mean=np.float32(0.5), std=np.ones(1), interpolation=transforms.InterpolationMode.BICUBIC
+    )
+    assert recipe == Recipe(size=(8, 8), mean=(0.5,), std=(1.0,), interpolation="bicubic")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(size=(9, 8), interpolation="bicubic", antialias=False, grey_first=True, blur_kernel=5),
+        Recipe(size=(8, 9), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), erase_value=0.7),
+    ],
+    ids=["bicubic", "normalised"],
+)
+def test_what_is_not_drawn_reaches_the_parameters(recipe):
+    parameters = recipe.sample([(20, 20)], seed=0)
+    assert parameters.blur_kernel == recipe.taps()
+    for field in ("size", "interpolation", "antialias", "grey_first", "mean", "std", "erase_value"):
+        assert getattr(parameters, field) == getattr(recipe, field), field
+
+
+def test_strengths_act_by_themselves():
+    coloured = Recipe(size=8, brightness=0.4, degrees=30)
+    parameters = coloured.sample([(20, 20)] * 4, seed=0)
+    assert parameters.jitter[:, 0].all() and not parameters.jitter[:, 1:].any() and parameters.moved.all()
+    assert "jitter 0.4/0/0/0" in repr(coloured) and "turn ±30°" in repr(coloured)
+    for still in (Recipe(size=8), Recipe(size=8, jitter=0.0, brightness=0.4, affine=0.0, degrees=30)):
+        parameters = still.sample([(20, 20)] * 4, seed=0)
+        assert not parameters.jitter.any() and not parameters.moved.any()
+        assert "jitter" not in repr(still) and "turn" not in repr(still)
+
+
+def test_arguments_of_recipes():
+    small = augment.simclr(32, strength=0.5, blur=0.0)[0]
+    assert (small.size, small.brightness, small.hue, small.blur) == ((32, 32), 0.4, 0.1, 0.0)
+    for name in ("dino", "dinov2", "swav"):
+        views = RECIPES[name](64, local_size=24, count=3)
+        assert [r.size[0] for r in views] == [64, 64, 24, 24, 24], name
+
+
+def test_views_hold_recipes_alone():
+    assert list(two_views(Recipe(size=8))) == [Recipe(size=8)] * 2 and Views(augment.mae(8))[0] == augment.mae(8)
+    assert hash(Views([Recipe(size=8)])) == hash(Views((Recipe(size=8),)))
+    with pytest.raises(TypeError, match="recipes must each be a Recipe, of one view; got view"):
+        two_views(augment.simclr(8))
+    with pytest.raises(ValueError, match="recipes must not be empty"):
+        Views(())

@@ -62,6 +62,8 @@ def test_sample_independent_of_batch_split():
         some = RECIPE.sample(sizes[part], seed=5, epoch=2, index=index[part], view=1)
         for name in FIELDS:
             assert torch.equal(getattr(whole, name)[part], getattr(some, name)), name
+    every_second = RECIPE.sample(sizes[::2], seed=5, epoch=2, index=index[::2], view=1)
+    assert all(torch.equal(getattr(whole, name)[::2], getattr(every_second, name)) for name in FIELDS)
 
 
 def test_sample_generator_gives_the_seed():

@@ -119,6 +119,7 @@ def test_it_stands_among_torchvisions():
     [
         (lambda: Transform(simclr), TypeError, "recipe must be a Recipe or Views"),
         (lambda: Transform(RECIPE, dtype=torch.int32), TypeError, "dtype must be uint8 or floating-point"),
+        (lambda: Transform(RECIPE, dtype=torch.uint8), ValueError, "dtype must be floating-point, as the recipe norm"),
         (lambda: Transform(RECIPE, seed=-1), ValueError, "seed must be 0 or more"),
         (lambda: Transform(RECIPE, seed=1)(picture()), ValueError, "index must be given where the transform has a"),
         (lambda: Transform(RECIPE)(picture(), index=1), ValueError, "index must be left out"),

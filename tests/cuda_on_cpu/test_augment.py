@@ -293,14 +293,15 @@ def test_any_chain_of_any_shape(data: st.DataObject, kernels: ModuleType) -> Non
     draw, sides = data.draw, st.integers(1, 45)
     sizes = draw(st.lists(st.tuples(sides, sides), min_size=1, max_size=3))
     size = draw(st.one_of(st.tuples(sides, sides), sides.map(lambda side: (side, side))))
+    mean = draw(st.sampled_from([(), (0.5,)]))
     parameters = anything(
         sizes,
         size,
         generator(draw(st.integers(0, 2**31))),
         interpolation=draw(st.sampled_from(["bilinear", "bicubic"])),
         antialias=draw(st.booleans()),
-        mean=draw(st.sampled_from([(), (0.5,)])),
+        mean=mean,
+        std=(0.25,) * len(mean),
     )
-    parameters = dataclasses.replace(parameters, std=(0.25,) * len(parameters.mean))
     count, dtype = draw(st.sampled_from([1, 3, 4])), draw(st.sampled_from(DTYPES))
     check_both(kernels, pictures(sizes, dtype, count, seed=draw(st.integers(0, 2**31))), parameters)

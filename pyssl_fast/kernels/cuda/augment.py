@@ -24,7 +24,7 @@ _WIDEST = 1 << 28  # step from pixel to pixel, of which the kernels take 31 bits
 
 def _upload(words: list[Tensor], device: torch.device) -> Tensor:
     """Tensors of int64 on the CPU, one after the other on the device."""
-    pinned = torch.empty(sum(map(len, words)), dtype=torch.int64, pin_memory=True)
+    pinned = torch.empty(sum(map(len, words)), dtype=torch.int64, device="cpu", pin_memory=True)
     return torch.cat(words, out=pinned).to(device, non_blocking=True)
 
 

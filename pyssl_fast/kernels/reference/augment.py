@@ -37,8 +37,8 @@ def _planar(x: Tensor) -> Tensor:
 def _move(x: Tensor, matrix: Tensor) -> Tensor:
     """The affine map of that inverse [2, 3], bilinear, zeros outside."""
     height, width = x.shape[-2:]
-    column = torch.linspace((1 - width) * 0.5, (width - 1) * 0.5, width, device=x.device).to(x.dtype)
-    row = torch.linspace((1 - height) * 0.5, (height - 1) * 0.5, height, device=x.device).to(x.dtype)
+    column = torch.linspace((1 - width) * 0.5, (width - 1) * 0.5, width, dtype=x.dtype, device=x.device)
+    row = torch.linspace((1 - height) * 0.5, (height - 1) * 0.5, height, dtype=x.dtype, device=x.device)
     place = [y.expand(height, width) for y in (column, row[:, None], torch.ones_like(column))]
     # Divided before the product, as torchvision does: at the borders a rounding error decides.
     half = torch.tensor([0.5 * width, 0.5 * height], dtype=x.dtype, device=x.device)
@@ -170,9 +170,10 @@ def apply(images: Images, parameters: Parameters, out: Tensor) -> None:
         parameters: B samples, checked.
         out: [B, C, height, width], of any strides.
     """
-    for i, image in enumerate(images):
-        x = _sample(image, parameters, i)
-        out[i] = (x * 255).round().clamp(0, 255) if out.dtype == torch.uint8 else x
+    with torch.autocast(out.device.type, enabled=False):
+        for i, image in enumerate(images):
+            x = _sample(image, parameters, i)
+            out[i] = (x * 255).round().clamp(0, 255) if out.dtype == torch.uint8 else x
 
 
 # Which uniform number decides what. Fixed, so that a recipe without some operation draws the others' numbers alike.
