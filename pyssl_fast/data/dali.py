@@ -432,7 +432,7 @@ class DALIViews:
     def __init__(self, recipes: Views, batch_size: int, device: torch.device, threads: int) -> None:
         for recipe in recipes.recipes:
             for name in ("turns", "affine", "invert", "posterize", "erase"):
-                if getattr(recipe, name):
+                if recipe.moves if name == "affine" else getattr(recipe, name):
                     raise ValueError(f"recipe must have no {name} with augment='dali'; got {recipe!r}")
         self._pipeline = _chains(
             recipes.recipes,

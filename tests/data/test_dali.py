@@ -506,10 +506,10 @@ def test_dalis_colours_have_our_statistics(folder):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"turns": True}, {"affine": 0.1}, {"invert": 0.1}, {"posterize": 0.1}, {"erase": 0.1}]
+    "changes", [{"turns": True}, {"affine": 0.1, "degrees": 9.0}, {"invert": 0.1}, {"posterize": 0.1}, {"erase": 0.1}]
 )
 def test_operations_that_dalis_chain_lacks_are_named(folder, changes):
-    (name,) = changes
+    name = next(iter(changes))
     with pytest.raises(ValueError, match=f"recipe must have no {name} with augment='dali'"):
         DALILoader(folder, Views((CROPS, dataclasses.replace(CROPS, **changes))), 2, augment="dali")
 
