@@ -201,6 +201,11 @@ class DALILoader:
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
+                if name == "source" and name in state:  # digests would say nothing
+                    raise ValueError(
+                        f"state must be of a loader with the same source; of the {len(self.images)} images here files"
+                        " (their names below the folder that holds them all), order or labels differ from the state's"
+                    )
                 raise ValueError(f"state must be of a loader with {name} = {value}; got {state.get(name)}")
         place: list[Any] = [state.get(name) for name in ("epoch", "batches", "cursor", "unreadable")]
         epoch, batches, cursor, unreadable = place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -52,8 +53,13 @@ class EncodedImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of places and labels."""
-        return _digest("\0".join(str(part) for place in self.places for part in place), self.labels)
+        """A digest of labels and names, from the folder that holds all files: it may be copied or moved."""
+        split = [os.path.split(place.path) for place in self.places]
+        folders = {folder for folder, _ in split}
+        common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
+        below = {folder: os.path.relpath(folder, common) for folder in folders}
+        names = ((below[folder], name, place.member) for (folder, name), place in zip(split, self.places, strict=True))
+        return _digest("\0".join(itertools.chain.from_iterable(names)), self.labels)
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         """The bytes of image `index`. Raises DataError when there are none, or fewer than the archive says."""

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import threading
 import warnings
 
@@ -189,10 +190,33 @@ def test_a_state_of_other_batches_is_refused(folder, options):
 def test_a_state_of_other_images_or_labels_is_refused(folder):
     paths = sorted(folder.rglob("*.jpg"))
     state = DALILoader(paths, CROPS, 4).state_dict()
-    for source, name in ((paths[1:], "images"), (paths[::-1], "source"), ([(path, 1) for path in paths], "source")):
-        with pytest.raises(ValueError, match=f"state must be of a loader with {name} = "):
+    other = r"the same source; of the 13 images here files .*, order or labels differ from the state's$"
+    for source, message in (
+        *((paths[1:], "images = 12; got 13"), (paths[::-1], other), ([(path, 1) for path in paths], other)),
+        (folder, other),
+    ):
+        with pytest.raises(ValueError, match=f"state must be of a loader with {message}"):
             DALILoader(source, CROPS, 4).load_state_dict(state)
     DALILoader(paths, CROPS, 4, dtype=torch.uint8).load_state_dict(state)
+
+
+@pytest.mark.parametrize("archives", [False, True])
+def test_a_state_goes_on_where_the_same_files_lie_elsewhere(folder, tmp_path, monkeypatch, archives):
+    for job in ("job1", "job2"):
+        if archives:
+            for name in ("cat", "dog"):
+                members = {path.name: path.read_bytes() for path in sorted((folder / name).iterdir())}
+                write_archive(tmp_path / job / f"{name}.tar", members)
+        else:
+            shutil.copytree(folder, tmp_path / job)
+    first = DALILoader(tmp_path / "job1" / "*.tar" if archives else tmp_path / "job1", CROPS, 4)
+    expected = [*first]
+    first.set_epoch(0)
+    next(iter(first))
+    monkeypatch.chdir(tmp_path)
+    resumed = DALILoader("job2/*.tar" if archives else "job2", CROPS, 4)
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert equal([*resumed], expected[1:])
 
 
 @pytest.mark.parametrize(
