@@ -19,7 +19,7 @@ from pyssl_fast.data.images import DataError, Labels, _digest
 from pyssl_fast.data.sources import class_folders
 
 Source = str | Path | Sequence[str | Path] | Sequence[tuple[str | Path, int]]
-TAR_IMAGES = ("jpg", "jpeg", "png")
+TAR_IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
 class Place(NamedTuple):
@@ -85,7 +85,8 @@ def open_source(source: Source) -> EncodedImages:
     Args:
         source: a folder of class folders (labels in the order of their names), or of images; a list of files, or of
             pairs (file, label), such as ImageFolder.samples of torchvision; a tar archive, a list of them or a pattern
-            ("shards/*.tar"), in WebDataset's layout: x.jpg (.jpeg, .png) beside x.cls, its class number in digits.
+            ("shards/*.tar"), in WebDataset's layout: x.jpg (.jpeg, .png, .webp) beside x.cls, its class number in
+            digits.
 
     Raises:
         TypeError: it is nothing of all this, or an entry of a list is neither a file nor a pair.

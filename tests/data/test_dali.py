@@ -261,6 +261,38 @@ def test_archives_give_what_their_files_give(folder, tmp_path):
     assert all(torch.equal(a.labels, b.labels) for a, b in zip(one, other, strict=True))
 
 
+def test_archives_hold_webp(tmp_path):
+    members = {}
+    for number, lossless in enumerate((True, False)):
+        file = io.BytesIO()
+        photograph(40, 30, left=50 * number).save(file, "WEBP", lossless=lossless)
+        members |= {f"{number}.webp": file.getvalue(), f"{number}.cls": b"%d" % (7 + number)}
+    archive, whole = write_archive(tmp_path / "a.tar", members), WHOLE.replace(ratio=(0.5, 2.0))
+    loader = DALILoader(archive, whole, 2, shuffle=False, dtype=torch.uint8)
+    (batch,) = loader
+    assert batch.labels.tolist() == [7, 8]
+    for number, (view, limit) in enumerate(zip(batch.views[0], (0, 2), strict=True)):
+        expected = torch.from_numpy(np.array(Image.open(io.BytesIO(members[f"{number}.webp"])).convert("RGB")))
+        assert (view.int() - expected.permute(2, 0, 1).int()).abs().max() <= limit
+
+
+def test_orientation_is_the_loaders_alone(tmp_path):
+    image = photograph(40, 30)
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    (tmp_path / "cat").mkdir()
+    image.save(tmp_path / "cat" / "0.jpg", exif=exif)
+    came = []
+    loader = DALILoader(tmp_path, CROPS, 1)
+    loader.views = lambda images, **_: came.extend(images) or [torch.zeros(1)]
+    list(loader)
+    whole = augment.Transform(WHOLE.replace(ratio=(0.5, 2.0)), dtype=torch.uint8)
+    datasets = pytest.importorskip("torchvision.datasets")
+    (stored, _), *_ = datasets.ImageFolder(str(tmp_path), transform=whole)
+    assert came[0].shape == (3, 40, 30)
+    assert torch.equal(stored, torch.from_numpy(np.array(Image.open(tmp_path / "cat" / "0.jpg"))).permute(2, 0, 1))
+
+
 def test_a_single_recipe_is_one_view_and_a_source_without_classes_has_no_labels(folder):
     batch = next(iter(DALILoader(folder / "cat", CROPS, 3)))
     assert len(batch.views) == 1

@@ -33,8 +33,8 @@ def test_folders_lists_and_pairs_hold_the_same_files(tmp_path):
 @pytest.mark.parametrize("many", [False, True])
 def test_archives_hold_images_by_key(tmp_path, many):
     one = {"a/0.jpg": b"first", "a/0.cls": b"3", "a/0.json": b"{}", "a.b/1.seg.png": b"mask", "a.b/1.PNG": b"second"}
-    one |= {"a.b/1.cls": b" 1\n"}
-    expected = [(b"first", 3), (b"second", 1)]
+    one |= {"a.b/1.cls": b" 1\n", "2.webp": b"third", "2.cls": b"0"}
+    expected = [(b"first", 3), (b"second", 1), (b"third", 0)]
     source = write_archive(tmp_path / "0.tar", one)
     if many:
         write_archive(tmp_path / "1.tar", {"a/0.cls": b"7", "a/0.jpeg": b"x" * 1000, "a/0.jpg": b"not seen"})
