@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pyssl_fast import augment
 from pyssl_fast.data import DataError, load_data
-from pyssl_fast.data.images import ArrayImages, FileImages, Subset, stratified_split, to_tensor
+from pyssl_fast.data.encoded import open_source
+from pyssl_fast.data.images import ArrayImages, FileImages, Subset, opaque, stratified_split, to_tensor
 from pyssl_fast.data.sources import read_idx
 from tests.data.tiny import idx, write_fashion, write_images
 
@@ -156,6 +158,19 @@ def test_images_are_seen_as_a_viewer_shows_them(tmp_path):
     assert np.array(deep)[0, :, 0].tolist() == [0, 100, 255]
     assert np.array(clear)[0].tolist() == [[0, 0, 255], [255, 255, 255]]
     assert turned.size == (30, 20)
+
+
+def test_floats_have_no_scale(tmp_path):
+    floats = Image.fromarray(np.full((20, 20), 0.5, np.float32))
+    floats.save(tmp_path / "floats.tif")
+    message = "an image must have 8 or 16 bits; got Pillow's mode F"
+    with pytest.raises(DataError, match=rf"cannot read the image {tmp_path}/floats.tif: {message}"):
+        FileImages([tmp_path / "floats.tif"], None).picture(0)
+    for transformed in (floats, [floats]):
+        with pytest.raises(ValueError, match=message):
+            augment.Transform(augment.mae(8).replace(mean=(), std=()))(transformed)
+    deep = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.int32))
+    assert (deep.mode, np.array(opaque(deep))[0, :, 0].tolist()) == ("I", [0, 100, 255])
 
 
 def test_fingerprints_differ_with_images_order_and_labels():
