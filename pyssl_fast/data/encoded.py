@@ -91,8 +91,8 @@ def open_source(source: Source) -> EncodedImages:
     Raises:
         TypeError: it is nothing of all this, or an entry of a list is neither a file nor a pair.
         ValueError: a label of more than 64 bits.
-        DataError: there are no images, a list holds a folder, an archive is damaged or compressed, or some images have
-            labels and others none.
+        DataError: there are no images, or none of a class, a list holds a folder, an archive is damaged or compressed,
+            or some images have labels and others none.
     """
     if isinstance(source, (str, Path)):
         where = os.path.expanduser(source)

@@ -82,7 +82,6 @@ def test_labels_that_do_not_fit_the_images(tmp_path):
 def test_folder_with_classes(tmp_path):
     write_images(tmp_path / "cat", 10)
     write_images(tmp_path / "dog" / "deeper", 5, suffix=".JPG")
-    (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("not an image")
     data = load_data(f"folder:{tmp_path}")
     assert data.classes == ("cat", "dog")
@@ -90,6 +89,30 @@ def test_folder_with_classes(tmp_path):
     assert np.bincount(data.test.labels).tolist() == [2, 1]
     assert data.size == 20  # the shorter side of the first image
     assert data.train.square(0, 20).shape == (3, 20, 20)
+
+
+@pytest.mark.parametrize("open_it", [lambda folder: load_data(f"folder:{folder}"), open_source])
+def test_a_class_without_images_is_named(tmp_path, open_it):
+    for name in ("cat", "cow", "dog"):
+        write_images(tmp_path / name, 5)
+    (tmp_path / "cat-pictures").mkdir()
+    with pytest.raises(DataError, match=rf"of {tmp_path} must hold images of its class; cat-pictures holds none"):
+        open_it(tmp_path)
+    (tmp_path / "cod").mkdir()
+    (tmp_path / "cod" / "notes.txt").write_text("not an image")
+    with pytest.raises(DataError, match=r"; cat-pictures, cod hold none: take them away"):
+        open_it(tmp_path)
+    (tmp_path / "cat" / "deeper").mkdir()
+    (tmp_path / "cat-pictures").rmdir()
+    write_images(tmp_path / "cod", 1)
+    open_it(tmp_path)
+
+
+def test_a_flat_folder_may_hold_empty_ones(tmp_path):
+    write_images(tmp_path, 4)
+    (tmp_path / "empty").mkdir()
+    assert load_data(f"folder:{tmp_path}").classes is None
+    assert open_source(tmp_path).labels is None
 
 
 def test_folder_without_classes(tmp_path):
