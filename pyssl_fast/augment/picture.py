@@ -45,15 +45,27 @@ class Draw:
     views: Sequence[Tensor]
 
 
+def _short(number: float) -> str:
+    """Two digits that count, or the whole number: 120, 12, 1.2, −0.012; without zeros at the end."""
+    if number == 0:
+        return "0"
+    decimals = max(0, 1 - math.floor(math.log10(abs(number))))
+    text = f"{number:.{decimals}f}"
+    return (text.rstrip("0").rstrip(".") if decimals else text).replace("-", "−")
+
+
 def steps(p: Parameters, image: Tensor) -> Iterator[str]:
     """What the first sample's operations do to that image [C, H, W], in their order, each in a word or two."""
 
-    def signed(number: float) -> str:
-        return f"{round(number):+}".replace("-", "−") if round(number) else "0"
+    def signed(*numbers: float) -> str:
+        return "/".join("+" * (number > 0) + _short(number) for number in numbers)
 
     height, width = p.box[0, 2:].tolist()
-    part = height * width / (image.shape[-2] * image.shape[-1])
-    yield "whole image" if part == 1 else f"crop {100 * part:.2g} %"
+    percent = 100 * height * width / (image.shape[-2] * image.shape[-1])
+    if percent == 100:
+        yield "whole image"
+    else:
+        yield f"crop {_short(percent) if percent < 99.5 else f'{min(percent, 99.9):.1f}'} %"
     if p.horizontal_flip[0]:
         yield "mirrored"
     if p.vertical_flip[0]:
@@ -63,11 +75,12 @@ def steps(p: Parameters, image: Tensor) -> Iterator[str]:
     if p.angle[0]:
         yield f"turned {signed(float(p.angle[0]))}°"
     if p.translate[0].any():
-        yield "moved {}/{} px".format(*map(signed, p.translate[0].tolist()))
+        yield f"moved {signed(*p.translate[0].tolist())} px"
     if p.zoom[0] != 1:
         yield f"zoomed ×{float(p.zoom[0]):.2f}"
     if p.shear[0].any():
-        yield f"sheared {signed(float(p.shear[0, 0]))}°"
+        along_x, along_y = p.shear[0].tolist()
+        yield f"sheared {signed(along_x, along_y) if along_y else signed(along_x)}°"
     if p.grey[0] and p.grey_first:
         yield "grey"
     for k in p.order[0].tolist():
@@ -77,7 +90,7 @@ def steps(p: Parameters, image: Tensor) -> Iterator[str]:
     if p.grey[0] and not p.grey_first:
         yield "grey"
     if p.sigma[0]:
-        yield f"blurred σ {float(p.sigma[0]):.1f}"
+        yield f"blurred σ {_short(float(p.sigma[0]))}"
     if p.solarize[0]:
         yield "solarized"
     if p.invert[0]:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from pyssl_fast import backend, use_backend
-from pyssl_fast.augment import Recipe, Transform, Views
+from pyssl_fast.augment import Recipe, Transform, Views, byol, simclr
 from pyssl_fast.data.images import Kind, to_tensor
 
 
@@ -20,8 +20,10 @@ def two_view_augmentation(kind: Kind, size: int) -> Recipe:
     """The augmentation of methods that compare two views of an image.
 
     Digits are moved, turned and sheared, never mirrored (a mirrored digit is another sign, or none). Clothes are
-    cropped, mirrored, and change their brightness and contrast. Photographs get SimCLR's recipe (Chen et al.
-    2020, appendix A), with blur above 32 pixels, as there.
+    cropped, mirrored, and change their brightness and contrast. Photographs get `augment.simclr`, changed
+    for small images: up to 64 pixels a crop covers a fifth of the image at least (the paper's 8 % of 32 × 32 are
+    9 × 9); up to 32 there is no blur and half the jitter, as in the paper for CIFAR-10. They are resized bilinear and
+    antialiased, as `torchvision_transform` does it.
 
     Args:
         kind: what the images show.
@@ -34,14 +36,13 @@ def two_view_augmentation(kind: Kind, size: int) -> Recipe:
         )
     if kind == "clothes":
         return replace(plain, scale=(0.3, 1.0), horizontal_flip=0.5, jitter=1.0, brightness=0.4, contrast=0.4)
-    strength = 0.5 if size <= 32 else 1.0  # SimCLR's for CIFAR-10 and for ImageNet
-    return _photograph(plain, [strength * most for most in (0.8, 0.8, 0.8, 0.2)], blur=0.5)
+    return _photograph(simclr(size, strength=0.5 if size <= 32 else 1.0).recipes[0])
 
 
 def byol_augmentations(kind: Kind, size: int) -> tuple[Recipe, Recipe]:
-    """BYOL's two (Grill et al. 2020, appendix B): of a photograph, one view is blurred, the other solarised at times.
+    """`augment.byol`'s two for photographs: one view is blurred, the other solarised at times.
 
-    Blur above 32 pixels only, as in `two_view_augmentation`, which digits and clothes get twice.
+    Crops, blur and resizing are changed as in `two_view_augmentation`, which digits and clothes get twice.
 
     Args:
         kind: what the images show.
@@ -49,24 +50,22 @@ def byol_augmentations(kind: Kind, size: int) -> tuple[Recipe, Recipe]:
     """
     if kind != "photos":
         return (two_view_augmentation(kind, size),) * 2
-    first = _photograph(two_view_augmentation(kind, size), (0.4, 0.4, 0.2, 0.1), blur=1.0)
-    return first, replace(first, blur=0.1 if first.blur else 0.0, solarize=0.2)
+    first, second = byol(size).recipes
+    return _photograph(first), _photograph(second)
 
 
-def _photograph(plain: Recipe, strengths: Sequence[float], blur: float) -> Recipe:
-    """strengths: of brightness, contrast, saturation and hue."""
-    size, (brightness, contrast, saturation, hue) = plain.size[0], strengths
+def _photograph(paper: Recipe) -> Recipe:
+    """A paper's recipe as `two_view_augmentation` changes it."""
+    size = paper.size[0]
     return replace(
-        plain,
+        paper,
         scale=(0.08 if size > 64 else 0.2, 1.0),
-        horizontal_flip=0.5,
-        jitter=0.8,
-        brightness=brightness,
-        contrast=contrast,
-        saturation=saturation,
-        hue=hue,
-        grey=0.2,
-        blur=blur if size > 32 else 0.0,
+        interpolation="bilinear",
+        antialias=True,
+        blur=paper.blur if size > 32 else 0.0,
+        mean=(),
+        std=(),
+        name="photos",
     )
 
 

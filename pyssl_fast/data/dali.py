@@ -68,8 +68,9 @@ class DALILoader:
     with the same arguments that loads it goes on with the batch that would have come next, in mid-epoch too.
     After an error too the next `for` is the next epoch; `load_state_dict(state_dict())` first goes on in mid-epoch.
 
-    Images come as a viewer shows them: upright by their EXIF orientation, grey and CMYK as RGB, 16 bits scaled to 8;
-    transparency is dropped. JPEG, PNG, WebP, BMP, TIFF and PNM are read. A JPEG that is complete, but damaged inside,
+    Images come as a viewer shows them: upright by their EXIF orientation (torchvision's ImageFolder with Transform
+    leaves them as they are stored), grey and CMYK as RGB, 16 bits scaled to 8; transparency is dropped. JPEG, PNG,
+    WebP, BMP, TIFF and PNM are read, of archives the first three. A JPEG that is complete, but damaged inside,
     may be decoded as noise.
 
     Args:
@@ -201,6 +202,11 @@ class DALILoader:
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
+                if name == "source" and name in state:  # digests would say nothing
+                    raise ValueError(
+                        f"state must be of a loader with the same source; of the {len(self.images)} images here files"
+                        " (their names below the folder that holds them all), order or labels differ from the state's"
+                    )
                 raise ValueError(f"state must be of a loader with {name} = {value}; got {state.get(name)}")
         place: list[Any] = [state.get(name) for name in ("epoch", "batches", "cursor", "unreadable")]
         epoch, batches, cursor, unreadable = place

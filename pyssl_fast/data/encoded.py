@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from pyssl_fast.data.images import DataError, Labels, _digest
 from pyssl_fast.data.sources import class_folders
 
 Source = str | Path | Sequence[str | Path] | Sequence[tuple[str | Path, int]]
-TAR_IMAGES = ("jpg", "jpeg", "png")
+TAR_IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
 class Place(NamedTuple):
@@ -52,8 +53,13 @@ class EncodedImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of places and labels."""
-        return _digest("\0".join(str(part) for place in self.places for part in place), self.labels)
+        """A digest of labels and names, from the folder that holds all files: it may be copied or moved."""
+        split = [os.path.split(place.path) for place in self.places]
+        folders = {folder for folder, _ in split}
+        common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
+        below = {folder: os.path.relpath(folder, common) for folder in folders}
+        names = ((below[folder], name, place.member) for (folder, name), place in zip(split, self.places, strict=True))
+        return _digest("\0".join(itertools.chain.from_iterable(names)), self.labels)
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         """The bytes of image `index`. Raises DataError when there are none, or fewer than the archive says."""
@@ -79,13 +85,14 @@ def open_source(source: Source) -> EncodedImages:
     Args:
         source: a folder of class folders (labels in the order of their names), or of images; a list of files, or of
             pairs (file, label), such as ImageFolder.samples of torchvision; a tar archive, a list of them or a pattern
-            ("shards/*.tar"), in WebDataset's layout: x.jpg (.jpeg, .png) beside x.cls, its class number in digits.
+            ("shards/*.tar"), in WebDataset's layout: x.jpg (.jpeg, .png, .webp) beside x.cls, its class number in
+            digits.
 
     Raises:
         TypeError: it is nothing of all this, or an entry of a list is neither a file nor a pair.
         ValueError: a label of more than 64 bits.
-        DataError: there are no images, a list holds a folder, an archive is damaged or compressed, or some images have
-            labels and others none.
+        DataError: there are no images, or none of a class, a list holds a folder, an archive is damaged or compressed,
+            or some images have labels and others none.
     """
     if isinstance(source, (str, Path)):
         where = os.path.expanduser(source)

@@ -162,7 +162,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """RGB of any mode: 16 bits scaled to 8, what is transparent on white."""
+    """RGB of any mode but F: 16 bits scaled to 8, what is transparent on white. Raises ValueError for F.
+
+    Floats have no scale of their own, and Pillow's conversion would make those of 0 to 1 black.
+    """
+    if image.mode == "F":
+        raise ValueError("an image must have 8 or 16 bits; got Pillow's mode F, whose scale is unknown: make it L")
     if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
         image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

@@ -136,19 +136,29 @@ def _folder(folder: Path, image_size: int | None) -> ImageData:
 
 
 def class_folders(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
-    """The images of a folder, labelled by its sub-folders; those of a flat folder have no classes."""
+    """The images of a folder, labelled by its sub-folders; those of a flat folder have no classes.
+
+    Beside classes a sub-folder without images is an error, as for torchvision's ImageFolder: left out silently, it
+    would shift the numbers of those that follow.
+    """
     flat = [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
     by_class = {sub.name: _images_below(sub) for sub in _visible(folder) if sub.is_dir()}
-    by_class = {name: paths for name, paths in by_class.items() if paths}
-    if flat and by_class:
+    full = [name for name, paths in by_class.items() if paths]
+    if flat and full:
         raise DataError(
-            f"{folder} holds images beside sub-folders with images ({', '.join(list(by_class)[:3])}):"
+            f"{folder} holds images beside sub-folders with images ({', '.join(full[:3])}):"
             " either every image lies in the sub-folder of its class, or there are no sub-folders"
         )
-    if not flat and not by_class:
+    if not flat and not full:
         raise DataError(f"there are no images in {folder} (looked for {', '.join(sorted(SUFFIXES))})")
     if flat:
         return FileImages(flat, None), ()
+    empty = [name for name, paths in by_class.items() if not paths]
+    if empty:
+        raise DataError(
+            f"every sub-folder of {folder} must hold images of its class; {', '.join(empty[:3])}"
+            f" hold{'s' * (len(empty) == 1)} none: take {'it' if len(empty) == 1 else 'them'} away, or add images"
+        )
     labels = np.repeat(np.arange(len(by_class)), [len(paths) for paths in by_class.values()])
     return FileImages([path for paths in by_class.values() for path in paths], labels), tuple(by_class)
 

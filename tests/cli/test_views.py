@@ -69,6 +69,38 @@ def test_what_was_done_is_said_in_order():
     assert list(steps(plain([(40, 50)], 20), image)) == ["whole image"]
 
 
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        *(((995, 1000), "99.5"), ((999, 1000), "99.9"), ((999, 999), "99.8"), ((1000, 999), "99.9")),
+        *(((994, 1000), "99"), ((250, 333), "8.3"), ((1, 1000), "0.1"), ((1, 3), "0.0003"), ((100, 1000), "10")),
+    ],
+)
+def test_a_crop_is_said_in_plain_digits_and_is_never_the_whole(box, said):
+    image = torch.zeros(3, 1000, 1000)
+    p = plain([(1000, 1000)], 20, box=torch.tensor([[0, 0, *box]]))
+    assert list(steps(p, image)) == [f"crop {said} %"]
+    huge = torch.zeros(1, 1, 1).expand(3, 10**4, 10**4)
+    almost = plain([(10**4, 10**4)], 20, box=torch.tensor([[0, 0, 10**4, 10**4 - 1]]))
+    assert list(steps(almost, huge)) == ["crop 99.9 %"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        *(("angle", [0.3], "turned +0.3°"), ("angle", [-0.04], "turned −0.04°"), ("angle", [9.96], "turned +10°")),
+        *(("angle", [120.4], "turned +120°"), ("angle", [2.96], "turned +3°"), ("angle", [-99.6], "turned −100°")),
+        *(("translate", [[0.25, 0.0]], "moved +0.25/0 px"), ("translate", [[0.0, -7.0]], "moved 0/−7 px")),
+        *(("shear", [[0.0, 5.0]], "sheared 0/+5°"), ("shear", [[-20.0, 0.4]], "sheared −20/+0.4°")),
+        *(("shear", [[0.5, 0.0]], "sheared +0.5°"), ("sigma", [0.04], "blurred σ 0.04")),
+        ("sigma", [2.0], "blurred σ 2"),
+    ],
+)
+def test_small_changes_are_said_too(name, value, said):
+    image = torch.zeros(3, 40, 50)
+    assert list(steps(plain([(40, 50)], 20, **{name: torch.tensor(value)}), image)) == ["whole image", said]
+
+
 def test_small_images_are_said_to_be_enlarged(photos, tmp_path):
     outcome = invoke(*photos, "--out", tmp_path / "out.png", "--rows", 1)
     assert outcome.output.count("40 × 50 pixels, fewer than the views' 224 × 224: crops are enlarged") == 2

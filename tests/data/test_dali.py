@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import threading
 import warnings
 
@@ -189,10 +190,33 @@ def test_a_state_of_other_batches_is_refused(folder, options):
 def test_a_state_of_other_images_or_labels_is_refused(folder):
     paths = sorted(folder.rglob("*.jpg"))
     state = DALILoader(paths, CROPS, 4).state_dict()
-    for source, name in ((paths[1:], "images"), (paths[::-1], "source"), ([(path, 1) for path in paths], "source")):
-        with pytest.raises(ValueError, match=f"state must be of a loader with {name} = "):
+    other = r"the same source; of the 13 images here files .*, order or labels differ from the state's$"
+    for source, message in (
+        *((paths[1:], "images = 12; got 13"), (paths[::-1], other), ([(path, 1) for path in paths], other)),
+        (folder, other),
+    ):
+        with pytest.raises(ValueError, match=f"state must be of a loader with {message}"):
             DALILoader(source, CROPS, 4).load_state_dict(state)
     DALILoader(paths, CROPS, 4, dtype=torch.uint8).load_state_dict(state)
+
+
+@pytest.mark.parametrize("archives", [False, True])
+def test_a_state_goes_on_where_the_same_files_lie_elsewhere(folder, tmp_path, monkeypatch, archives):
+    for job in ("job1", "job2"):
+        if archives:
+            for name in ("cat", "dog"):
+                members = {path.name: path.read_bytes() for path in sorted((folder / name).iterdir())}
+                write_archive(tmp_path / job / f"{name}.tar", members)
+        else:
+            shutil.copytree(folder, tmp_path / job)
+    first = DALILoader(tmp_path / "job1" / "*.tar" if archives else tmp_path / "job1", CROPS, 4)
+    expected = [*first]
+    first.set_epoch(0)
+    next(iter(first))
+    monkeypatch.chdir(tmp_path)
+    resumed = DALILoader("job2/*.tar" if archives else "job2", CROPS, 4)
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert equal([*resumed], expected[1:])
 
 
 @pytest.mark.parametrize(
@@ -235,6 +259,38 @@ def test_archives_give_what_their_files_give(folder, tmp_path):
     one, other = (list(DALILoader(source, RECIPE, 4)) for source in (folder, str(tmp_path / "*.tar")))
     assert equal(one, other)
     assert all(torch.equal(a.labels, b.labels) for a, b in zip(one, other, strict=True))
+
+
+def test_archives_hold_webp(tmp_path):
+    members = {}
+    for number, lossless in enumerate((True, False)):
+        file = io.BytesIO()
+        photograph(40, 30, left=50 * number).save(file, "WEBP", lossless=lossless)
+        members |= {f"{number}.webp": file.getvalue(), f"{number}.cls": b"%d" % (7 + number)}
+    archive, whole = write_archive(tmp_path / "a.tar", members), WHOLE.replace(ratio=(0.5, 2.0))
+    loader = DALILoader(archive, whole, 2, shuffle=False, dtype=torch.uint8)
+    (batch,) = loader
+    assert batch.labels.tolist() == [7, 8]
+    for number, (view, limit) in enumerate(zip(batch.views[0], (0, 2), strict=True)):
+        expected = torch.from_numpy(np.array(Image.open(io.BytesIO(members[f"{number}.webp"])).convert("RGB")))
+        assert (view.int() - expected.permute(2, 0, 1).int()).abs().max() <= limit
+
+
+def test_orientation_is_the_loaders_alone(tmp_path):
+    image = photograph(40, 30)
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    (tmp_path / "cat").mkdir()
+    image.save(tmp_path / "cat" / "0.jpg", exif=exif)
+    came = []
+    loader = DALILoader(tmp_path, CROPS, 1)
+    loader.views = lambda images, **_: came.extend(images) or [torch.zeros(1)]
+    list(loader)
+    whole = augment.Transform(WHOLE.replace(ratio=(0.5, 2.0)), dtype=torch.uint8)
+    datasets = pytest.importorskip("torchvision.datasets")
+    (stored, _), *_ = datasets.ImageFolder(str(tmp_path), transform=whole)
+    assert came[0].shape == (3, 40, 30)
+    assert torch.equal(stored, torch.from_numpy(np.array(Image.open(tmp_path / "cat" / "0.jpg"))).permute(2, 0, 1))
 
 
 def test_a_single_recipe_is_one_view_and_a_source_without_classes_has_no_labels(folder):

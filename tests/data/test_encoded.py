@@ -1,6 +1,7 @@
 """Which images a source holds, and where their bytes lie."""
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,8 +33,8 @@ def test_folders_lists_and_pairs_hold_the_same_files(tmp_path):
 @pytest.mark.parametrize("many", [False, True])
 def test_archives_hold_images_by_key(tmp_path, many):
     one = {"a/0.jpg": b"first", "a/0.cls": b"3", "a/0.json": b"{}", "a.b/1.seg.png": b"mask", "a.b/1.PNG": b"second"}
-    one |= {"a.b/1.cls": b" 1\n"}
-    expected = [(b"first", 3), (b"second", 1)]
+    one |= {"a.b/1.cls": b" 1\n", "2.webp": b"third", "2.cls": b"0"}
+    expected = [(b"first", 3), (b"second", 1), (b"third", 0)]
     source = write_archive(tmp_path / "0.tar", one)
     if many:
         write_archive(tmp_path / "1.tar", {"a/0.cls": b"7", "a/0.jpeg": b"x" * 1000, "a/0.jpg": b"not seen"})
@@ -67,6 +68,37 @@ def test_archives_errors_name_them(tmp_path):
         images.read(0)
     with pytest.raises(DataError, match=r"cannot read the archive .*cut.tar"):
         open_source(cut)
+
+
+def test_a_fingerprint_goes_with_the_folder_of_all_files(tmp_path, monkeypatch):
+    def fingerprints(where):
+        pairs = [(where / "set" / name / f"{i}.png", label) for label, name in enumerate("ab") for i in range(2)]
+        sources = [where / "set", pairs, [path for path, _ in pairs], where / "shards/*.tar", pairs[:2]]
+        return [open_source(source).fingerprint for source in sources]
+
+    for job in ("job1", "job2/deeper"):
+        for name in "ab":
+            write_images(tmp_path / job / "set" / name, 2)
+        for number in range(2):
+            write_archive(tmp_path / job / f"shards/{number}.tar", {f"{number}/{i}.jpg": b"x" for i in range(2)})
+    first = fingerprints(tmp_path / "job1")
+    assert first[0] == first[1] and len(set(first)) == 4
+    assert first == fingerprints(tmp_path / "job2/deeper") == fingerprints(tmp_path / "job2" / ".." / "job1")
+    monkeypatch.chdir(tmp_path / "job1")
+    assert first == fingerprints(Path()) == fingerprints(Path("../job2/deeper"))
+
+
+def test_other_files_members_or_labels_have_another_fingerprint(tmp_path):
+    files = ["a/0.jpg", "b/1.jpg"]
+    sources = [
+        *(files, files[::-1], [*files, "b/2.jpg"]),
+        *(["a/0.jpg", "a/1.jpg"], ["a/0.jpg", "c/1.jpg"], ["a/0.jpg", "b/2.jpg"]),
+        *([(path, label) for path, label in zip(files, labels, strict=True)] for labels in ((0, 1), (1, 0))),
+        write_archive(tmp_path / "0.tar", {"0.jpg": b"x", "1.jpg": b"x"}),
+        write_archive(tmp_path / "1.tar", {"0.jpg": b"x", "1.jpg": b"x"}),
+        write_archive(tmp_path / "x/0.tar", {"0.jpg": b"x", "2.jpg": b"x"}),
+    ]
+    assert len({open_source(source).fingerprint for source in sources}) == len(sources)
 
 
 def test_files_that_are_not_there_are_named(tmp_path):

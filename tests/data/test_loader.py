@@ -170,6 +170,17 @@ def test_augmentations_keep_size_and_colours(kind, size, mode):
         assert kind in repr(recipe) and "normalise" not in repr(recipe)
 
 
+@pytest.mark.parametrize(("size", "least", "most", "blur"), [(32, 0.2, 0.4, 0), (64, 0.2, 0.8, 1), (96, 0.08, 0.8, 1)])
+def test_photographs_are_varied_as_in_older_runs(size, least, most, blur):
+    same = {"size": size, "scale": (least, 1.0), "horizontal_flip": 0.5, "jitter": 0.8, "grey": 0.2, "name": "photos"}
+    same |= {"mean": (), "std": ()}
+    colours = {"brightness": most, "contrast": most, "saturation": most, "hue": most / 4}
+    assert two_view_augmentation("photos", size) == augment.Recipe(**same, **colours, blur=0.5 * blur)
+    colours = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+    first = augment.Recipe(**same, **colours, blur=blur)
+    assert byol_augmentations("photos", size) == (first, first.replace(blur=0.1 * blur, solarize=0.2))
+
+
 @pytest.mark.parametrize(("kind", "size"), [("digits", 28), ("clothes", 28), ("photos", 32), ("photos", 64)])
 def test_both_augmentations_have_one_distribution(kind, size):
     """Means over many views of a bright image with a dark corner: brightness, and where the corner has gone."""

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pyssl_fast import augment
 from pyssl_fast.data import DataError, load_data
-from pyssl_fast.data.images import ArrayImages, FileImages, Subset, stratified_split, to_tensor
+from pyssl_fast.data.encoded import open_source
+from pyssl_fast.data.images import ArrayImages, FileImages, Subset, opaque, stratified_split, to_tensor
 from pyssl_fast.data.sources import read_idx
 from tests.data.tiny import idx, write_fashion, write_images
 
@@ -80,7 +82,6 @@ def test_labels_that_do_not_fit_the_images(tmp_path):
 def test_folder_with_classes(tmp_path):
     write_images(tmp_path / "cat", 10)
     write_images(tmp_path / "dog" / "deeper", 5, suffix=".JPG")
-    (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("not an image")
     data = load_data(f"folder:{tmp_path}")
     assert data.classes == ("cat", "dog")
@@ -88,6 +89,30 @@ def test_folder_with_classes(tmp_path):
     assert np.bincount(data.test.labels).tolist() == [2, 1]
     assert data.size == 20  # the shorter side of the first image
     assert data.train.square(0, 20).shape == (3, 20, 20)
+
+
+@pytest.mark.parametrize("open_it", [lambda folder: load_data(f"folder:{folder}"), open_source])
+def test_a_class_without_images_is_named(tmp_path, open_it):
+    for name in ("cat", "cow", "dog"):
+        write_images(tmp_path / name, 5)
+    (tmp_path / "cat-pictures").mkdir()
+    with pytest.raises(DataError, match=rf"of {tmp_path} must hold images of its class; cat-pictures holds none"):
+        open_it(tmp_path)
+    (tmp_path / "cod").mkdir()
+    (tmp_path / "cod" / "notes.txt").write_text("not an image")
+    with pytest.raises(DataError, match=r"; cat-pictures, cod hold none: take them away"):
+        open_it(tmp_path)
+    (tmp_path / "cat" / "deeper").mkdir()
+    (tmp_path / "cat-pictures").rmdir()
+    write_images(tmp_path / "cod", 1)
+    open_it(tmp_path)
+
+
+def test_a_flat_folder_may_hold_empty_ones(tmp_path):
+    write_images(tmp_path, 4)
+    (tmp_path / "empty").mkdir()
+    assert load_data(f"folder:{tmp_path}").classes is None
+    assert open_source(tmp_path).labels is None
 
 
 def test_folder_without_classes(tmp_path):
@@ -156,6 +181,19 @@ def test_images_are_seen_as_a_viewer_shows_them(tmp_path):
     assert np.array(deep)[0, :, 0].tolist() == [0, 100, 255]
     assert np.array(clear)[0].tolist() == [[0, 0, 255], [255, 255, 255]]
     assert turned.size == (30, 20)
+
+
+def test_floats_have_no_scale(tmp_path):
+    floats = Image.fromarray(np.full((20, 20), 0.5, np.float32))
+    floats.save(tmp_path / "floats.tif")
+    message = "an image must have 8 or 16 bits; got Pillow's mode F"
+    with pytest.raises(DataError, match=rf"cannot read the image {tmp_path}/floats.tif: {message}"):
+        FileImages([tmp_path / "floats.tif"], None).picture(0)
+    for transformed in (floats, [floats]):
+        with pytest.raises(ValueError, match=message):
+            augment.Transform(augment.mae(8).replace(mean=(), std=()))(transformed)
+    deep = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.int32))
+    assert (deep.mode, np.array(opaque(deep))[0, :, 0].tolist()) == ("I", [0, 100, 255])
 
 
 def test_fingerprints_differ_with_images_order_and_labels():
