@@ -22,6 +22,7 @@ struct Results {
   Out* gram[2];       // [size, size], on the columns' side without its diagonal; null: it is not wanted
   double off[2];      // what is left of T
   double share[2];    // the part of T that is; 0 where floats do not do, told by the columns alone
+  Heavy heavy;        // what is not in the matrix on the rows' side; with T = double, and one view, alone
 };
 
 template <class T, class Out>
@@ -34,7 +35,7 @@ void forward(const Views& views, int64_t position, int begin, int end, Results<O
   for (int v = begin; v < end; ++v) sides[v].reset(new Side<T>(shape.by_rows, shape.rows, shape.dim));
   Scratch raws(threads * 2 * group_size * 4), centred(threads * group_size * int64_t{sizeof(T)});
   Scratch scratch(threads * tile_bytes<T>(tiles));
-  std::vector<double> totals(2 * tiles.count()), distances(all);
+  std::vector<double> totals(2 * tiles.count()), distances(all), crossing(all);
   bool skipped[2] = {};
 
   parallel(threads, [&](Team team) {
@@ -73,6 +74,15 @@ void forward(const Views& views, int64_t position, int begin, int end, Results<O
       skip[v] = out_of_range(results.square[v], shape.dim) ||
                 (shape.by_rows && uneven(results.square[v], shape.dim, shape.rows));
     if (team.rank == 0) std::copy(skip, skip + 2, skipped);
+    if constexpr (sizeof(T) == 8) {
+      if (team.rank == 0 && shape.by_rows)
+        results.heavy = Heavy(*sides[begin], results.square[begin], shape.rows, shape.dim);
+      team.barrier();
+      for (int64_t g; (g = team.claim()) < all;)
+        for (int64_t d = g * kGroup; d < std::min(shape.dim, (g + 1) * kGroup); ++d)
+          crossing[g] += results.heavy.with(*sides[begin], d);
+      team.next();
+    }
 
     T* s = reinterpret_cast<T*>(scratch.as<char>() + team.rank * tile_bytes<T>(tiles));
     for (int64_t number; (number = team.claim()) < (end - begin) * tiles.count();) {
@@ -93,17 +103,20 @@ void forward(const Views& views, int64_t position, int begin, int end, Results<O
     double total = 0, diagonal = 0;
     for (int64_t t = 0; t < tiles.count(); ++t) total += totals[v * tiles.count() + t];
     if (shape.by_rows)
-      for (int64_t d = 0; d < shape.dim; ++d) diagonal += results.square[v][d] * results.square[v][d];
+      for (int64_t d = 0; d < shape.dim; ++d)
+        if (!results.heavy.has(d)) diagonal += results.square[v][d] * results.square[v][d];
     results.off[v] = total < diagonal ? 0 : total - diagonal;  // less than 0 by rounding alone; NaN is not less
+    results.off[v] += std::accumulate(crossing.begin(), crossing.end(), results.heavy.own());
     results.share[v] = skipped[v] ? 0 : total == 0 ? 1 : results.off[v] / total;
   }
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------------------
 
-// The gradient of views [begin, end) at a position; gram [2]: their matrices, as forward gives them.
+// The gradient of views [begin, end) at a position; gram [2] and heavy: as forward gives them.
 template <class T, class From>
-void backward(const AutoCovarianceBackward& a, int64_t position, int begin, int end, const From* const* gram) {
+void backward(const AutoCovarianceBackward& a, int64_t position, int begin, int end, const From* const* gram,
+              const Heavy& heavy) {
   const Shape shape(a.views);
   const int views = a.views.count();
   const int64_t group_size = kGroup * shape.rows, strip = shape.rows * kPanel;
@@ -155,13 +168,14 @@ void backward(const AutoCovarianceBackward& a, int64_t position, int begin, int 
         const double off = 4 * a.grad_off_diagonal[line], apart = views == 2 ? 2 * a.grad_distance : 0;
         for (int64_t l = 0; l < width; ++l) {
           own[l] = 2 * a.grad_square[line * shape.dim + first + l];
-          if (shape.by_rows) own[l] -= off * squares[l];
+          if (shape.by_rows && !heavy.has(first + l)) own[l] -= off * squares[l];
         }
         for (int64_t s = 0; s < kStrips && s * kPanel < width; ++s) {
           const int64_t column = first + s * kPanel;
           const T* centre_of = strips + s * strip;
           if (shape.by_rows) {
             rows[v]->multiply(centre_of, out);
+            heavy.add_to(out, centre_of, column, shape.rows);
           } else {
             take_columns(gram[v], shape.size, column, false, right);
             columns[v]->multiply(right, out);
@@ -220,15 +234,15 @@ void auto_covariance_backward(const AutoCovarianceBackward& a) {
     const auto wanted = [&](int v) { return v < a.views.count() && a.grad.view[v].data; };
     const float* gram[2] = {a.gram + line(0) * size, a.gram + line(1) * size};
     const bool plain[2] = {wanted(0) && !a.exact[line(0)], wanted(1) && !a.exact[line(1)]};
-    if (plain[0] || plain[1]) backward<float>(a, e, plain[0] ? 0 : 1, plain[1] ? 2 : 1, gram);
+    if (plain[0] || plain[1]) backward<float>(a, e, plain[0] ? 0 : 1, plain[1] ? 2 : 1, gram, {});
     for (int v = 0; v < 2; ++v) {
       if (!wanted(v) || plain[v]) continue;
       Scratch whole(size * 8);
       std::vector<double> square(shape.dim);
       Results<double> results{
-          {square.data(), square.data()}, nullptr, {whole.as<double>(), whole.as<double>()}, {}, {}};
+          {square.data(), square.data()}, nullptr, {whole.as<double>(), whole.as<double>()}, {}, {}, {}};
       forward<double>(a.views, e, v, v + 1, results);
-      backward<double>(a, e, v, v + 1, results.gram);
+      backward<double>(a, e, v, v + 1, results.gram, results.heavy);
     }
   }
 }

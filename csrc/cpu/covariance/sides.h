@@ -52,6 +52,27 @@ class Side {
     }
   }
 
+  // Column d on the rows' side becomes 0. Its values: into out [panels·kPanel].
+  void take_out(int64_t d, double* out) const {
+    for (int64_t p = 0; p < panels_; ++p, out += kPanel) {
+      T* values = panel(p) + d * kPanel;
+      std::copy(values, values + std::min(kPanel, rows_ - p * kPanel), out);
+      std::fill(values, values + kPanel, T{0});
+    }
+  }
+
+  // Column d · other [panels·kPanel].
+  double product(int64_t d, const double* other) const {
+    vd sum[kWides] = {};
+    for (int64_t p = 0; p < panels_; ++p)
+      for (int w = 0; w < kWides; ++w)
+        sum[w] += widen(panel(p) + d * kPanel + w * kWide) * load(other + p * kPanel + w * kWide);
+    double total = 0;
+    for (const vd& s : sum)
+      for (int l = 0; l < kWide; ++l) total += s[l];
+    return total;
+  }
+
   // s [I, J] = U_I V_Jᵀ, a tile; of one on the diagonal the lower triangle is enough.
   void scores(Block I, const Side& v, Block J, bool lower, T* s) const {
     for (int64_t k = 0; k < depth_; k += kSteps<T>) {
@@ -75,6 +96,65 @@ class Side {
   const bool by_rows_;
   const int64_t rows_, depth_, panels_;
   Scratch store_;
+};
+
+// The heaviest columns H, taken out of AAᵀ. With R the others,
+//   off = off(R) + 2·Σ_{h,r} C_hr² + Σ_{h≠h'} C_hh'²,   A·C_off = RRᵀA − R·square + Σ_h h·(hᵀA, 0 at h itself):
+// the squares of H, which the others are lost beside, are nowhere.
+class Heavy {
+ public:
+  Heavy() = default;
+  Heavy(const Side<double>& side, const double* square, int64_t rows, int64_t dim)
+      : columns_(heaviest(square, dim)), stride_(round_up(rows, kPanel)), values_(columns_.size() * stride_) {
+    for (int64_t h = 0; h < count(); ++h) {
+      side.take_out(columns_[h], &values_[h * stride_]);
+      for (int64_t later = h + 1; later < count(); ++later) {
+        const double c = side.product(columns_[later], column(h));
+        own_ += 2 * c * c;
+      }
+    }
+  }
+
+  bool has(int64_t d) const { return std::find(columns_.begin(), columns_.end(), d) != columns_.end(); }
+
+  // Σ_{h≠h'} C_hh'².
+  double own() const { return own_; }
+
+  // 2·Σ_h C_hd² of column d of the others; of one of H 0, as the side has it.
+  double with(const Side<double>& side, int64_t d) const {
+    double total = 0;
+    for (int64_t h = 0; h < count(); ++h) {
+      const double c = side.product(d, column(h));
+      total += 2 * c * c;
+    }
+    return total;
+  }
+
+  // out [rows, kPanel] += Σ_h h·(hᵀ strip, 0 at h itself). first: the strip's column.
+  template <class T>
+  void add_to(T* out, const T* strip, int64_t first, int64_t rows) const {
+    for (int64_t h = 0; h < count(); ++h) {
+      const double* value = column(h);
+      double products[kPanel];
+      sum_strip(rows, products, [&](int64_t n, int w) { return value[n] * widen(strip + n * kPanel + w * kWide); });
+      const int64_t own = columns_[h] - first;
+      if (0 <= own && own < kPanel) products[own] = 0;
+      for (int64_t n = 0; n < rows; ++n)
+        for (int w = 0; w < kWides; ++w) {
+          T* to = out + n * kPanel + w * kWide;
+          narrow(to, widen(to) + value[n] * load(products + w * kWide));
+        }
+    }
+  }
+
+ private:
+  int64_t count() const { return static_cast<int64_t>(columns_.size()); }
+  const double* column(int64_t h) const { return values_.data() + h * stride_; }
+
+  std::vector<int64_t> columns_;
+  int64_t stride_ = 0;
+  std::vector<double> values_;  // [count, stride], zeros beyond the last row
+  double own_ = 0;
 };
 
 // Tiles of a matrix that is symmetric, the lower ones, or not: numbered, so that they can be claimed.

@@ -8,7 +8,8 @@ contraction over L is split among programs, whose sums are added in a fixed orde
 Off the diagonal of C, the rows' side has T − Δ, T the sum of all squares (in float64, of float32 tiles) and Δ that of
 the diagonal. Where a column dominates, or squares leave float32's range, `exact` says so (finish_totals has the rule),
 and matrix and product are done again in float64. That is decided on the device: the float64 kernels are launched
-always and return at once.
+always and return at once. It holds to a column ×1e5 (×1e6: 6e-5 wrong for 19 × 50, interpreted); the C++ kernels take
+such columns out of the matrix.
 
                             operations of each view             bytes
     auto_covariance         K²·L                                x twice, K² of float32 twice
