@@ -61,7 +61,8 @@ class Transform(nn.Module):
             images: one image, or a batch: a Tensor [B, C, H, W], or a list of images of any sizes. An image is a Tensor
                 [C, H, W], an array [H, W] or [H, W, C], uint8 or floating-point of 0 to 1 (float64 as float32), or
                 Pillow's: RGB and L as they are, all others as RGB, 16 bits scaled to 8, what is transparent on white;
-                not of mode F, whose scale nobody knows. A recipe that normalises by three numbers takes three channels.
+                as stored, whatever EXIF says of its orientation; mode F, whose scale is unknown, is refused. A recipe
+                that normalises by three numbers takes three channels.
             others: labels, names, whatever: they come back as they are, after the views.
             index: with a seed: the image's number in the data set; of a batch, each image's.
             epoch: with a seed: of 0 or more.
