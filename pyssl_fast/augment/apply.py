@@ -21,7 +21,7 @@ def apply(
         images: [B, C, H, W], [B, H, W, C], or a list of images [C, H, W] or [H, W, C] of different sizes; C is 1, 3 or
             4 (the fourth is moved and blurred, not coloured). uint8, or floating-point on a scale of 0 to 1. Where both
             readings fit, channels come first. NaN and infinity stay in their image, and spread there by no rule.
-            float64 is computed by the twin, in float64: some 20 times as slow.
+            float64 is computed by the twin, in float64: MAE's view 16 times as slow, SimCLR's 57 times.
         parameters: of B samples, on the images' device or on the CPU. On a GPU they are not waited for, and what they
             hold is not checked: a wrong number there gives a wrong image, or NaN.
         dtype: of the result: uint8 (rounded, within 0 to 255) or floating-point.

@@ -17,7 +17,8 @@ class AugmentedDataset(Dataset[Any]):
     A sample gets the same views in an epoch whatever the batches, the sampler, the number of workers or the rank.
 
     Args:
-        dataset: `dataset[i]` is an image as Transform takes them, or a tuple that begins with one; with a length.
+        dataset: of known length; `dataset[i]` is an image as Transform takes them, or a tuple or list that begins with
+            one.
         transform: of a seed.
 
     Raises:
@@ -34,6 +35,10 @@ class AugmentedDataset(Dataset[Any]):
         # In shared memory: workers that persist read it there.
         self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()  # a copy's is its own; a worker's, which arrives shared, stays
+
     def set_epoch(self, epoch: int) -> None:
         """Of the samples to come: to be called before the loader is iterated. 0 at first."""
         check_counter("epoch", epoch)
@@ -44,8 +49,9 @@ class AugmentedDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         """The views, or a tuple of them and what came with the image."""
-        if index < 0:
-            index += len(self)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} samples; got index {index}")
+        index %= len(self)
         sample = self.dataset[index]
         image, *others = sample if isinstance(sample, (tuple, list)) else (sample,)
         return self.transform(image, *others, index=index, epoch=int(self._epoch))

@@ -169,10 +169,13 @@ class Parameters:
 
     @staticmethod
     def cat(parts: Sequence[Parameters]) -> Parameters:
-        """One batch of several, as that of a collate function: of one size, and alike in all that is no tensor."""
-        if len(parts) == 0:
-            raise ValueError("parts must not be empty; got none")
+        """One batch of several, as that of a collate function: of one device and size, alike in all but the tensors."""
+        if not isinstance(parts, Sequence) or len(parts) == 0:
+            raise ValueError(f"parts must be a sequence of Parameters, not empty; got {parts!r}")
         first = parts[0]
+        devices = {part.box.device for part in parts}
+        if len(devices) > 1:
+            raise ValueError(f"parts must be on one device; got {', '.join(sorted(map(str, devices)))}")
         for field in dataclasses.fields(Parameters):
             for part in parts if field.name not in TENSORS else ():
                 if getattr(part, field.name) != getattr(first, field.name):
@@ -290,7 +293,7 @@ def as_size(size: Any) -> tuple[int, int]:
     pair = as_pair("size", (size, size) if isinstance(size, Real) else size)
     for side in pair:
         check_count("size", side)
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def as_sizes(sizes: Sequence[tuple[int, int]] | Tensor | torch.Size) -> npt.NDArray[np.int64]:
@@ -309,9 +312,10 @@ def as_normalisation(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[floa
     """Both as tuples, each of one number or of any sequence of them."""
     numbers = []
     for name, values, least in (("mean", mean, -1e30), ("std", std, 1e-30)):
-        if isinstance(values, (str, bytes)):
-            raise TypeError(f"{name} must hold numbers; got {values!r}")
-        each = tuple(map(float, (values,) if isinstance(values, Real) else values))
+        try:
+            each = tuple(map(float, (values,) if isinstance(values, Real) else values))
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be a number or hold numbers; got {values!r}") from None
         for number in each:
             check_number(name, number, least)
         numbers.append(each)
@@ -321,7 +325,7 @@ def as_normalisation(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[floa
 
 
 def check_flag(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False; got {value!r}")
 
 

@@ -8,6 +8,7 @@ the brightness or takes each channel's own mean for the contrast).
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ SWAV_STD = (0.228, 0.224, 0.225)  # its code's own; the published checkpoints we
 @dataclass(frozen=True)
 class Recipe:
     """How the parameters of one view are drawn. A probability is per image.
+
+    Colour jitter and affine map are switched on by their strengths, all else by its probability.
 
     Args:
         size: height and width of the result; a number: of squares.
@@ -112,11 +115,13 @@ class Recipe:
             *("invert", "posterize", "erase"),
         ):
             check_number(name, getattr(self, name), 0, 1)
+            put(name, float(getattr(self, name)))
         for name, most in (
             *(("brightness", 1e6), ("contrast", 1e6), ("saturation", 1e6), ("hue", 0.5)),
             *(("degrees", 1e6), ("shear", 89.0)),
         ):
             check_number(name, getattr(self, name), 0, most)
+            put(name, float(getattr(self, name)))
         for name, low, high in (
             *(("scale", 1e-12, 1.0), ("ratio", 1e-6, 1e6), ("sigma", 1e-3, 1e3), ("zoom", 1e-3, 1e3)),
             *(("erase_scale", 1e-12, 1.0), ("erase_ratio", 1e-6, 1e6), ("translate", 0.0, 1.0)),
@@ -126,7 +131,7 @@ class Recipe:
                 check_number(name, number, low, high)
             if name != "translate" and pair[0] > pair[1]:
                 raise ValueError(f"{name} must be the least and the largest; got {pair}")
-            put(name, pair)
+            put(name, tuple(map(float, pair)))
         check_count("blur_kernel", self.blur_kernel, 0)
         if self.blur_kernel and self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel must be odd, or 0; got {self.blur_kernel}")
@@ -134,6 +139,9 @@ class Recipe:
         if self.bits > 8:
             raise ValueError(f"bits must be 1 to 8; got {self.bits}")
         check_number("erase_value", self.erase_value, -1e30)
+        for name in ("blur_kernel", "bits"):
+            put(name, int(getattr(self, name)))
+        put("erase_value", float(self.erase_value))
         mean, std = as_normalisation(self.mean, self.std)
         put("mean", mean)
         put("std", std)
@@ -234,8 +242,11 @@ class Recipe:
             sampling.check_counter(name, number)
         if index.dtype != torch.int64:
             raise TypeError(f"index must be a Tensor [{n}] of int64; got {index.dtype}")
+        index = index.cpu()
+        if bool((index < 0).any()):
+            raise ValueError(f"index must be 0 or more; got {int(index.min())}")
         return Parameters(
-            **kernels(backend.on_cpu("augment"), "augment").draw(self, size, index.cpu(), seed, epoch, view),
+            **kernels(backend.on_cpu("augment"), "augment").draw(self, size, index, seed, epoch, view),
             size=self.size,
             interpolation=self.interpolation,
             antialias=self.antialias,
@@ -246,6 +257,7 @@ class Recipe:
             erase_value=self.erase_value,
         )
 
+    @outside_graphs
     def __call__(
         self,
         images: Images,
@@ -283,7 +295,7 @@ class Views:
         return iter(self.recipes)
 
     def __getitem__(self, index: int) -> Recipe:
-        return self.recipes[index]
+        return self.recipes[operator.index(index)]
 
     def __repr__(self) -> str:
         lines = []
@@ -296,7 +308,7 @@ class Views:
         return len(self.recipes)
 
     def replace(self, **changes: Any) -> Views:
-        """The same with other fields in each recipe."""
+        """The same with other fields in each recipe, as mean and std; a size or a blur would make all views alike."""
         return Views(tuple(recipe.replace(**changes) for recipe in self.recipes))
 
     def sample(
@@ -312,6 +324,7 @@ class Views:
         seed = sampling.seed_of(generator, seed)
         return [r.sample(sizes, seed=seed, epoch=epoch, index=index, view=i) for i, r in enumerate(self.recipes)]
 
+    @outside_graphs
     def __call__(
         self,
         images: Images,

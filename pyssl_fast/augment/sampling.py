@@ -2,7 +2,7 @@
 
 A number is a function of (seed, epoch, sample index, view, draw): batch, worker and rank do not change it.
 
-On the CPU numpy computes: of one image, as a worker of a DataLoader draws, torch's calls took four times as long.
+NumPy computes: of one image, as a worker of a DataLoader draws, torch's calls took four times as long.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Transform(nn.Module):
                 Pillow's: RGB and L as they are, all others as RGB, 16 bits scaled to 8, what is transparent on white;
                 as stored, whatever EXIF says of its orientation; mode F, whose scale is unknown, is refused. A recipe
                 that normalises by three numbers takes three channels.
-            others: labels, names, whatever: they come back as they are, after the views.
+            others: labels, names, whatever: they come back as they are, after the views. A number here is no index.
             index: with a seed: the image's number in the data set; of a batch, each image's.
             epoch: with a seed: of 0 or more.
 
@@ -109,7 +109,7 @@ def _tensor(image: Any) -> Tensor:
         image = np.asarray(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"an image must be a Tensor, an array or a Pillow image; got {type(image).__name__}")
-    if image.dtype == np.float64:  # what NumPy computes in; torch's float64 is the twin's, 15 times as slow
+    if image.dtype == np.float64:  # what NumPy computes in; Tensors of it are left to the twin
         image = image.astype(np.float32)
     if image.ndim == 2:
         image = image[:, :, None]

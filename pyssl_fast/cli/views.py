@@ -58,7 +58,7 @@ def views(images: tuple[Path, ...], recipe: str, out: Path, rows: int, size: int
                     f"{path}: {height} × {width} pixels, fewer than the views' {size} × {size}: crops are enlarged"
                 )
             for row in range(rows):
-                sampled = chosen.sample([(height, width)], seed=seed, epoch=row, index=torch.tensor([i]))
+                sampled = chosen.sample([(height, width)], seed=seed, epoch=row, index=torch.tensor([i], device="cpu"))
                 draws.append(
                     Draw(
                         path.name if rows == 1 else f"{path.name}, draw {row + 1}",

@@ -381,7 +381,7 @@ class DALILoader:
                 raise _Unreadable(index, unreadable(self.images.places[index], _reason(encoded))) from cause
 
     def _batch(self, indices: list[int], decoded: Any) -> DALIBatch:
-        index = torch.tensor(indices)
+        index = torch.tensor(indices, device="cpu")
         seed, epoch = self.seed, self._epoch
         if self._dali is not None:
             sizes = [tuple(image.shape()[:2]) for image in decoded]
@@ -463,7 +463,7 @@ def _rows(p: Parameters) -> Tensor:
 
     Grey is a saturation of 0, before the jitter as after it: in YIQ neither saturation nor hue changes a pixel's grey.
     """
-    factors = torch.where(p.jitter, p.factors, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    factors = torch.where(p.jitter, p.factors, p.factors.new_tensor([1.0, 1.0, 1.0, 0.0]))
     factors[:, SATURATION] *= ~p.grey
     columns = [p.horizontal_flip, p.vertical_flip, *factors.unbind(1), p.sigma, p.solarize]
     return torch.cat([p.box.float(), torch.stack([x.float() for x in columns], 1)], 1)

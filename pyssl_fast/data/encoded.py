@@ -53,12 +53,18 @@ class EncodedImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of labels and names, from the folder that holds all files: it may be copied or moved."""
+        """A digest of labels and names, from the folder that holds all files: it may be copied or moved.
+
+        Of archives with the members' sizes; what is in a file is not looked at, nor how long it is: a call each.
+        """
         split = [os.path.split(place.path) for place in self.places]
         folders = {folder for folder, _ in split}
         common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
         below = {folder: os.path.relpath(folder, common) for folder in folders}
-        names = ((below[folder], name, place.member) for (folder, name), place in zip(split, self.places, strict=True))
+        names = (
+            (below[folder], name, place.member, f"{place.size}")
+            for (folder, name), place in zip(split, self.places, strict=True)
+        )
         return _digest("\0".join(itertools.chain.from_iterable(names)), self.labels)
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:

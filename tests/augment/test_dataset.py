@@ -1,5 +1,8 @@
 """Samples varied by their own numbers, in loaders of any kind."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset
@@ -32,8 +35,9 @@ def test_views_of_a_sample_are_its_own_in_every_loader():
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_that_persist_learn_of_the_epoch(start):
-    data = AugmentedDataset(TensorDataset(IMAGES, torch.arange(10)), TRANSFORM)
+@pytest.mark.parametrize("made", [lambda x: x, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_workers_that_persist_learn_of_the_epoch(start, made):
+    data = made(AugmentedDataset(TensorDataset(IMAGES, torch.arange(10)), TRANSFORM))
     loader = DataLoader(data, batch_size=5, num_workers=1, persistent_workers=True, multiprocessing_context=start)
     for epoch in (0, 1, 5):
         data.set_epoch(epoch)
@@ -56,5 +60,6 @@ def test_wrong_arguments():
     data = AugmentedDataset(list(IMAGES), TRANSFORM)
     with pytest.raises(ValueError, match="epoch must be 0 or more"):
         data.set_epoch(-1)
-    with pytest.raises(IndexError):
-        data[10]
+    for index in (10, -11):
+        with pytest.raises(IndexError, match=f"there are 10 samples; got index {index}"):
+            data[index]

@@ -145,8 +145,10 @@ def test_batches_become_one():
     assert (joined.size, joined.mean, joined.blur_kernel) == (whole.size, whole.mean, whole.blur_kernel)
     with pytest.raises(ValueError, match=r"parts must have one size; got \(32, 32\) and \(16, 16\)"):
         Parameters.cat([whole, dino(16)[0].sample(sizes, seed=3)])
-    with pytest.raises(ValueError, match="parts must not be empty"):
+    with pytest.raises(ValueError, match="parts must be a sequence of Parameters, not empty; got"):
         Parameters.cat([])
+    with pytest.raises(ValueError, match="parts must be on one device; got cpu, meta"):
+        Parameters.cat([whole, whole.to("meta")])
 
 
 def test_what_recipes_take_parameters_take():

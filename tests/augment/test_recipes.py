@@ -189,7 +189,8 @@ def test_recipe_bad_numbers(fields, message):
         ({"scale": 0.5}, "scale must be a pair; got 0.5"),
         ({"zoom": (1,)}, r"zoom must be a pair; got \(1,\)"),
         ({"translate": (0.1, 0.1, 0.1)}, "translate must be a pair"),
-        ({"mean": "abc"}, "mean must hold numbers; got 'abc'"),
+        ({"mean": "abc"}, "mean must be a number or hold numbers; got 'abc'"),
+        ({"std": None}, "std must be a number or hold numbers; got None"),
         ({"antialias": "no"}, "antialias must be True or False; got 'no'"),
         ({"grey_first": 1}, "grey_first must be True or False; got 1"),
         ({"brightness": (0.5, 1.5)}, "brightness must be a number"),
@@ -206,6 +207,10 @@ def test_numbers_of_numpy_and_torchvisions_names_do():
         size=np.int64(8), mean=np.float32(0.5), std=np.ones(1), interpolation=transforms.InterpolationMode.BICUBIC
     )
     assert recipe == Recipe(size=(8, 8), mean=(0.5,), std=(1.0,), interpolation="bicubic")
+    same = Recipe(size=8, scale=np.array([0.2, 1]), brightness=np.float64(0.5), blur_kernel=np.int64(3))
+    assert repr(dataclasses.astuple(same)) == repr(
+        dataclasses.astuple(Recipe(size=8, scale=(0.2, 1), brightness=0.5, blur_kernel=3))
+    )
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,11 @@ def test_sample_independent_of_batch_split():
     assert all(torch.equal(getattr(whole, name)[::2], getattr(every_second, name)) for name in FIELDS)
 
 
+def test_a_sample_has_no_negative_number():
+    with pytest.raises(ValueError, match="index must be 0 or more; got -1"):
+        RECIPE.sample([(20, 20)] * 2, seed=0, index=torch.tensor([3, -1]))
+
+
 def test_sample_generator_gives_the_seed():
     def draw(seed):
         return simclr(32).sample([(40, 40)] * 8, torch.Generator().manual_seed(seed))

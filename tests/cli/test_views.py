@@ -80,6 +80,9 @@ def test_a_crop_is_said_in_plain_digits_and_is_never_the_whole(box, said):
     image = torch.zeros(3, 1000, 1000)
     p = plain([(1000, 1000)], 20, box=torch.tensor([[0, 0, *box]]))
     assert list(steps(p, image)) == [f"crop {said} %"]
+
+
+def test_a_crop_of_nearly_all_is_not_all():
     huge = torch.zeros(1, 1, 1).expand(3, 10**4, 10**4)
     almost = plain([(10**4, 10**4)], 20, box=torch.tensor([[0, 0, 10**4, 10**4 - 1]]))
     assert list(steps(almost, huge)) == ["crop 99.9 %"]

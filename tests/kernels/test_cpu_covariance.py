@@ -140,7 +140,7 @@ def test_one_heavy_column_keeps_the_contract(isa: str, scaled: float, rest: str,
     case = Columns(samples=256, dim=2048, positions=1, views=1, scaled=scaled, tiny=rest == "nearly collapsed")
     x, _ = inputs(case, dtype)
     check_auto(covariance, case, dtype, views=(x, None))
-    if dtype == torch.float32:
+    if dtype == torch.float32 and scaled <= 1e6:  # beyond, float64 loses it in a Gram matrix as well
         truth, grad = eager_gram(x[:, 0].double())
         lost, lost_grad = eager_gram(x[:, 0])
         wrong = (lost - truth).abs() / truth, (lost_grad - grad).abs().max() / grad.abs().max()
@@ -184,8 +184,13 @@ def test_columns_far_above_the_others_are_as_exact_as_these(
         x[:, columns] = q[:, 1:] * samples**0.5
     x[:, columns] *= torch.tensor(heavy).double()
     ours, truth = off_diagonal_alone(covariance, x.float()), off_diagonal_alone(reference, x.float().double())
-    for name, value in ours.items():
-        assert_within_contract(value, truth[name], truth[name], torch.float32, name)
+    assert_within_contract(ours["off_diagonal"], truth["off_diagonal"], truth["off_diagonal"], torch.float32, "off")
+    light = torch.ones(dim, dtype=torch.bool)
+    light[columns] = False
+    # Each heavy column beside its own gradient, which may be 4e-8 of the others'.
+    for part in (light, *columns.tolist()):
+        value, true = ours["grad_x"][..., part], truth["grad_x"][..., part]
+        assert_within_contract(value, true, true, torch.float32, f"grad_x of {'the others' if part is light else part}")
 
 
 @pytest.mark.parametrize(("samples", "dim"), [(2, 9), (19, 50), (100, 101), (64, 1024)])

@@ -173,8 +173,8 @@ static inline bool out_of_range(const double* square, int64_t dim) {
 
 // Double loses 1e-16·T, and T is about square² of the heaviest column. Of what is left, 2·Σ_j C_hj², that was 2e-5 with
 // one column ×1e6 among 50, 0.4 with ×1e8 among 2,048, and all where the others are constant. So in double the few columns
-// that outweigh all others together are not in AAᵀ: see Heavy. Where there are more than kMostHeavy, they correlate among
-// themselves, and much is left.
+// that outweigh all others together are not in AAᵀ: see Heavy. More than kMostHeavy correlate among themselves, as
+// random ones do, and much is left; nine or more that do not are lost, as they are in eager's float32.
 constexpr int64_t kMostHeavy = 8;
 
 // The most columns, the heaviest first, each of which outweighs all but these; none where a square is no number.

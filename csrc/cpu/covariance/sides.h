@@ -53,7 +53,7 @@ class Side {
   }
 
   // Column d on the rows' side becomes 0. Its values: into out [panels·kPanel].
-  void take_out(int64_t d, double* out) const {
+  void take_out(int64_t d, double* out) {
     for (int64_t p = 0; p < panels_; ++p, out += kPanel) {
       T* values = panel(p) + d * kPanel;
       std::copy(values, values + std::min(kPanel, rows_ - p * kPanel), out);
@@ -104,7 +104,7 @@ class Side {
 class Heavy {
  public:
   Heavy() = default;
-  Heavy(const Side<double>& side, const double* square, int64_t rows, int64_t dim)
+  Heavy(Side<double>& side, const double* square, int64_t rows, int64_t dim)
       : columns_(heaviest(square, dim)), stride_(round_up(rows, kPanel)), values_(columns_.size() * stride_) {
     for (int64_t h = 0; h < count(); ++h) {
       side.take_out(columns_[h], &values_[h * stride_]);

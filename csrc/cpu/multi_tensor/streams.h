@@ -85,8 +85,9 @@ static void for_each_chunk(const Entries& entries, const Work& work) {
   });
 }
 
-// work(first, count) over the blocks of a chunk; larger ones, for `by_pages`, where no stream needs a buffer.
 constexpr int64_t kPages = 4, kPage = 4096 / sizeof(float);
+
+// work(first, count) over the blocks of a chunk; larger ones, for `by_pages`, where no stream needs a buffer.
 template <class Work>
 static void for_each_block(const Chunk& chunk, const Work& work, bool in_place = false) {
   const int64_t block = in_place ? kPages * kPage : kBlock;
