@@ -287,7 +287,7 @@ def test_orientation_is_the_loaders_alone(tmp_path):
     loader.views = lambda images, **_: came.extend(images) or [torch.zeros(1)]
     list(loader)
     whole = augment.Transform(WHOLE.replace(ratio=(0.5, 2.0)), dtype=torch.uint8)
-    datasets = pytest.importorskip("torchvision.datasets")
+    datasets = pytest.importorskip("torchvision.datasets", reason="torchvision is not installed")
     (stored, _), *_ = datasets.ImageFolder(str(tmp_path), transform=whole)
     assert came[0].shape == (3, 40, 30)
     assert torch.equal(stored, torch.from_numpy(np.array(Image.open(tmp_path / "cat" / "0.jpg"))).permute(2, 0, 1))
